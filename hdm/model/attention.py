@@ -25,6 +25,7 @@ class FullConfig:
     qk_norm: QKNorm = option(
         QKNorm.none, "norm of each head's queries and keys: none (XUT), rms (SD3), layer (ViT-22B) or cosine (HDiT)"
     )
+    qkv_bias: bool = option(False, "biases on queries, keys and values: none in XUT, some in DiT and SD3")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,15 +34,24 @@ class Layout:
 
     `rotation` holds exp(i angle) for the first 2P channels of each head, shared by all layers; None when the encoding rotates
     nothing or each layer has frequencies of its own. `mask` is False for padding, which no token attends to; None: there is none.
+    The first `images` tokens are image tokens, row by row of `grid` (rows, columns); None when some are missing. Text that is not part
+    of the sequence is in `text`.
     """
 
     position: Float[Tensor, "B T 2"]
     rotation: Complex[Tensor, "B H T P"] | None = None
     mask: Bool[Tensor, "B T"] | None = None
+    images: int = 0
+    grid: tuple[int, int] | None = None
+    text: Float[Tensor, "B L C"] | None = None
+    text_mask: Bool[Tensor, "B L"] | None = None
 
-    def take(self, index: Int[Tensor, "B K"]) -> "Layout":
-        """The layout of some of the tokens."""
+    def take(self, index: Int[Tensor, "B K"], *, images: int = 0) -> "Layout":
+        """The layout of some of the tokens, the first `images` of them image tokens, which are no grid any more."""
         return Layout(
+            images=images,
+            text=self.text,
+            text_mask=self.text_mask,
             position=self.position.take_along_dim(index[..., None], dim=1),
             rotation=None if self.rotation is None else self.rotation.take_along_dim(index[:, None, :, None], dim=2),
             mask=None if self.mask is None else self.mask.take_along_dim(index, dim=1),
@@ -55,7 +65,12 @@ class NormPair(nn.Module):
 
     def __init__(self, q: RMSNorm | LayerNorm, k: RMSNorm | LayerNorm, *, dim: int) -> None:
         super().__init__()
-        self.q, self.k, self.dim = q, k, dim
+        self.q: nn.Module = q
+        self.k, self.dim = k, dim
+
+    def without_queries(self) -> None:
+        """Keep no weights for queries that nobody asks."""
+        self.q = nn.Identity()
 
     def fan_in(self) -> dict[str, int]:
         """See `hdm.train.optimizer`. What all heads share stands for D gains."""
@@ -77,19 +92,23 @@ class Cosine(nn.Module):
     def __init__(self, size: ModelConfig) -> None:
         super().__init__()
         self.dim = size.dim
-        self.logit_scale = nn.Parameter(torch.empty(size.heads))
+        self.logit_scale: nn.Parameter | None = nn.Parameter(torch.empty(size.heads))
+
+    def without_queries(self) -> None:
+        """Keep no weights for queries that nobody asks."""
+        self.logit_scale = None
 
     def initial(self) -> dict[str, Init]:
         """See `hdm.model.init`."""
-        return {"logit_scale": constant(10.0)}
+        return {} if self.logit_scale is None else {"logit_scale": constant(10.0)}
 
     def fan_in(self) -> dict[str, int]:
         """See `hdm.train.optimizer`. The scalars stand for gains of D channels; by their shape they would move by lr/H a step."""
-        return {"logit_scale": self.dim}
+        return {} if self.logit_scale is None else {"logit_scale": self.dim}
 
     def forward(self, q: Float[Tensor, "B H T C"], k: Float[Tensor, "B H S C"]) -> tuple[Tensor, Tensor]:
         """Keys of length 1 and queries of length `logit_scale`, in fp32 or better."""
-        return _unit(q) * self.logit_scale[:, None, None], _unit(k)
+        return _unit(q) * (1.0 if self.logit_scale is None else self.logit_scale[:, None, None]), _unit(k)
 
 
 def _unit(x: Float[Tensor, "B H T C"]) -> Float[Tensor, "B H T C"]:
@@ -105,7 +124,7 @@ class Attention(nn.Module):
     def __init__(self, size: ModelConfig, *, rope: nn.Module | None, qk_norm: QKNorm) -> None:
         super().__init__()
         self.heads, self.rope = size.heads, rope
-        self.qk_norm = _qk_norm(qk_norm, size)
+        self.qk_norm = make_qk_norm(qk_norm, size)
 
     def read(
         self, q: Float[Tensor, "B Q D"], k: Float[Tensor, "B T D"], v: Float[Tensor, "B T D"], layout: Layout
@@ -131,9 +150,9 @@ class SelfAttention(Attention):
 class Full(SelfAttention):
     """softmax(q k / sqrt(head_dim)) v, qkv without and out with a bias (spec 1.2)."""
 
-    def __init__(self, config: FullConfig, size: ModelConfig, encoding: Encoding) -> None:
+    def __init__(self, config: FullConfig, size: ModelConfig, encoding: Encoding, *, index: int = 0) -> None:
         super().__init__(size, rope=encoding.per_layer(), qk_norm=config.qk_norm)
-        self.qkv = nn.Linear(size.dim, 3 * size.dim, bias=False)
+        self.qkv = nn.Linear(size.dim, 3 * size.dim, bias=config.qkv_bias)
         self.out = nn.Linear(size.dim, size.dim)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, *, only: int | None = None) -> Float[Tensor, "B Q D"]:
@@ -186,7 +205,7 @@ def attend(
     return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, bias, scale=scale)
 
 
-def _qk_norm(kind: QKNorm, size: ModelConfig) -> NormPair | Cosine | None:
+def make_qk_norm(kind: QKNorm, size: ModelConfig) -> NormPair | Cosine | None:
     match kind:
         case QKNorm.none:
             return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hdm.config.axes import AXES, discover
@@ -75,16 +75,55 @@ class Route:
     rate: float | None = None
 
 
+@dataclass(kw_only=True, slots=True)
+class Tap:
+    """A request for the image tokens behind block `depth` (1 is the first, in the order of the forward pass).
+
+    The pass fills in `tokens` and, where some tokens bypass that block, `kept`: their indices among all N. Otherwise it is None.
+    """
+
+    depth: int
+    tokens: Float[Tensor, "B K D"] | None = None
+    kept: Int[Tensor, "B K"] | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Unlearned:
+    """What a masked training pass leaves out of the loss (spec 4).
+
+    `mask` is True where a latent pixel belongs to a removed patch, whose prediction is not compared with the target. With
+    `reconstruction` above 0 it is compared with the normed patch of x_t instead, with that weight.
+    """
+
+    mask: Bool[Tensor, "B 1 H W"]
+    patch: int
+    reconstruction: float = 0.0
+
+
 class Backbone(nn.Module):
     """A network that predicts the velocity of flow matching, v = eps - x (spec 11)."""
 
     architecture: Architecture
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], timestep: Float[Tensor, " B"], condition: Condition, *, route: Route | None = None
+        self,
+        x: Float[Tensor, "B C H W"],
+        timestep: Float[Tensor, " B"],
+        condition: Condition,
+        *,
+        route: Route | None = None,
+        tap: Tap | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Velocity at `x` and `timestep` in [0, 1], 1 being noise. Without `route` every token takes every block."""
         raise NotImplementedError
+
+    def tap_width(self, depth: int) -> int:
+        """Channels of the tokens behind block `depth`. Raises ValueError for a block that there is not."""
+        raise NotImplementedError
+
+    def unlearned(self, route: Route | None, grid: tuple[int, int]) -> Unlearned | None:
+        """What a pass with `route` over a token `grid` leaves out of the loss; None where every prediction counts."""
+        return None
 
     def position_map(self, view: Float[Tensor, "B 6"], grid: tuple[int, int]) -> Float[Tensor, "B N 2"]:
         """Positions (y, x) of the token `grid` (rows, columns) laid over a view.

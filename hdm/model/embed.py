@@ -38,8 +38,12 @@ class PatchOutput(nn.Module):
         return {"proj.weight": normal(self.proj.in_features**-2)}
 
     def forward(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-        """Lay a token `grid` of (rows, columns) out; the outputs of a token run over the patch's rows, columns, channels."""
-        patches = self.proj(x).unflatten(1, grid).unflatten(-1, (self.patch, self.patch, -1))  # B rows columns p p C
+        """The latent image of a token `grid` of (rows, columns)."""
+        return self.lay(self.proj(x), grid)
+
+    def lay(self, outputs: Float[Tensor, "B N P"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+        """Lay the projected tokens out; the outputs of a token run over the patch's rows, columns, channels."""
+        patches = outputs.unflatten(1, grid).unflatten(-1, (self.patch, self.patch, -1))  # B rows columns p p C
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 

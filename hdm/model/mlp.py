@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hdm.config.axes import MLP
 from hdm.config.registry import option
 from hdm.config.schema import ModelConfig, RunConfig
+from hdm.model.attention import Layout
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,7 +40,7 @@ class Mlp(nn.Module):
 
     output: str
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """What the sublayer adds to the stream."""
         raise NotImplementedError
 
@@ -55,7 +56,7 @@ class SwiGLU(Mlp):
         self.w12 = nn.Linear(size.dim, 2 * size.mlp_dim)
         self.w3 = nn.Linear(size.mlp_dim, size.dim)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """See Mlp."""
         gate, value = self.w12(x).chunk(2, dim=-1)
         return self.w3(F.silu(gate) * value)
@@ -73,6 +74,6 @@ class Gelu(Mlp):
         self.up = nn.Linear(size.dim, hidden)
         self.down = nn.Linear(hidden, size.dim)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """See Mlp."""
         return self.down(F.gelu(self.up(x), approximate="tanh"))

@@ -30,6 +30,16 @@ CASES = [{axis: name} for axis in MODEL_AXES for name in discover()[axis].names(
     {"adaln": ("shared_mlp1", {"triples": Triples.family})},
     {"adaln": ("shared_mlp1", {"triples": Triples.kind}), "merge": "add"},
     {"text_fusion": ("concat", {"mask": False})},
+    {"text_fusion": ("concat", {"norm": True, "norm_gain": 0.5})},
+    {"text_fusion": ("cross_attn", {"norm": True, "norm_gain": 0.5})},
+    {"text_fusion": "cross_attn_gated", "encoding": ("axial_rope", {"learned": True})},
+    {"text_fusion": "mmdit", "attention": ("full", {"qk_norm": QKNorm.rms, "qkv_bias": True}), "adaln": "per_layer"},
+    {"text_fusion": "mmdit", "adaln": "none"},
+    {"text_fusion": "double", "adaln": "scale_only"},
+    {"text_fusion": "mmdit", "size": {"post_depth": 0}},
+    {"text_fusion": "mmdit", "routing": "deferred_mask"},
+    {"attention": ("full", {"qkv_bias": True})},
+    {"routing": ("tread", {"ordered": False})},
     {"size": {"post_depth": 0, "pre_depth": 0, "enc_blocks": 2}},
     *(
         {"adaln": (name, {"gate": gate})}
@@ -61,6 +71,9 @@ def test_gradients_reach_every_parameter(case, grid, routed):
     assert out.shape == given.x.shape
     out.square().sum().backward()
     for name, p in model.named_parameters():
+        if name == "routing.mask_token" and not routed:
+            assert p.grad is None, "no token is away, so none is replaced"
+            continue
         assert p.grad is not None, name
         assert p.grad.isfinite().all(), name
         assert p.grad.any() == (name not in IDLE), f"{name} takes no part"

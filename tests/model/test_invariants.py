@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nano import architecture, inputs, network
+from nano import SIZE, architecture, inputs, network
 
 from hdm.config.axes import discover
 from hdm.model import Route, build
@@ -22,7 +22,7 @@ MERGES = discover()["merge"].names()
 def test_kept_tokens(tokens, rate):
     """N - int(N rate) distinct tokens, in order, those with the smallest draws."""
     noise = torch.rand(2, tokens, generator=torch.Generator().manual_seed(tokens))
-    kept = Tread(TreadConfig(rate=rate)).kept(Route(noise=noise), tokens)
+    kept = Tread(TreadConfig(rate=rate), SIZE).kept(Route(noise=noise), tokens)
     if int(tokens * rate) == 0:
         assert kept is None
         return
@@ -37,7 +37,7 @@ def test_kept_tokens(tokens, rate):
 def test_counts_of_kept_tokens_from_the_public_implementations():
     """24 tokens at .25, 1/3, .5, .75 keep 18, 16, 12, 6; 255 at .5 keep 128: the floor is on what bypasses (spec 1.3 h and 4)."""
     for tokens, rate, keep in ((24, 0.25, 18), (24, 1 / 3, 16), (24, 0.5, 12), (24, 0.75, 6), (255, 0.5, 128)):
-        assert Tread(TreadConfig(rate=rate)).kept(Route(noise=torch.rand(1, tokens)), tokens).shape[1] == keep
+        assert Tread(TreadConfig(rate=rate), SIZE).kept(Route(noise=torch.rand(1, tokens)), tokens).shape[1] == keep
 
 
 def test_rate_zero_means_zero():

@@ -1,0 +1,195 @@
+"""HDiT, the hourglass (Crowson et al., 2024): local attention on fine grids, global attention on the coarsest.
+
+    patches (w0) ─ blocks ─ merge 2x2 (w1) ─ blocks ─ split 2x2 ─ blocks (w0) ─ patches
+                     └────────────── skip ──────────────┘
+
+A level has half the width, and twice the grid side, of the level inside it; the innermost has `model.dim`. The attention axis
+acts on the outer levels, the innermost attends fully.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hdm.config.axes import ADALN, BACKBONE, ENCODING, MERGE, POSITION, TEXT_FUSION
+from hdm.config.registry import option
+from hdm.config.schema import ModelConfig, RunConfig
+from hdm.model.attention import FullConfig, Layout
+from hdm.model.backbone import Architecture, Condition, Route, Tap
+from hdm.model.block import Block, Place
+from hdm.model.embed import AspectEmbed, PatchEmbed, PatchOutput, TimeEmbed
+from hdm.model.init import Init, zeros
+from hdm.model.plain import blocks_of_xut
+from hdm.model.trunk import Pass, Trunk
+
+
+@dataclass(kw_only=True, slots=True)
+class HditConfig:
+    """An hourglass whose outer levels attend locally, with 2x2 token merges and splits (HDiT, Crowson et al., 2024).
+
+    The time embedding has the width of the innermost level and is projected to each outer one; HDiT's mapping network has one
+    width and each norm projects it.
+    """
+
+    implies: ClassVar[dict[str, str]] = {
+        "merge": "lerp", "adaln": "scale_only", "norm": "rms", "attention": "neighborhood", "attention.qk_norm": "cosine",
+        "mlp": "geglu", "encoding": "axial_rope", "text_fusion": "cross_attn", "routing": "none",
+    }  # fmt: skip
+    needs: ClassVar[dict[str, str]] = {
+        "grid": "2x2 tokens are merged",
+        "image_sequence": "text has no place on a grid that is merged",
+    }
+    takes: ClassVar[dict[str, str]] = {"one_grid": "its levels have grids of their own"}
+
+    levels: int = option(2, "levels, the innermost included")
+    outer: int = option(2, "blocks of an outer level on each side")
+    inner: int | None = option(
+        None, "blocks of the innermost level; null: what makes as many blocks in all as XUT has at these sizes"
+    )
+
+    def check(self, run: RunConfig) -> None:
+        """Refuse widths and grids that cannot be halved as often as there are levels."""
+        from hdm.config.check import require
+
+        m, half = run.model, 2 ** (self.levels - 1)
+        require(self.levels >= 1, f"backbone.levels={self.levels}: must be 1 or more")
+        require(
+            m.heads % half == 0 and m.mlp_dim % half == 0 and m.dim % (2 * half) == 0,
+            f"backbone.levels={self.levels}: the outermost level has model.dim / {half} channels, which model.heads={m.heads},"
+            f" model.mlp_dim={m.mlp_dim} or model.dim={m.dim} do not allow; use fewer levels or multiples of {half}",
+        )
+        require(self.outer >= 1, f"backbone.outer={self.outer}: must be 1 or more")
+        require(self.count(m) >= 1, f"backbone.inner={self.count(m)}: must be 1 or more; set it, or fewer outer blocks")
+        cell = run.autoencoder.factor * m.patch * half
+        size = getattr(run.crop, "size", 0)
+        require(size % cell == 0, f"crop.size={size}: backbone.levels={self.levels} halve the token grid, use a multiple of {cell}")
+
+    def count(self, size: ModelConfig) -> int:
+        """Blocks of the innermost level."""
+        return blocks_of_xut(size) - 2 * self.outer * (self.levels - 1) if self.inner is None else self.inner
+
+
+class Level(nn.Module):
+    """A level: its way down and up, and what all of its blocks share. The innermost has a way down only."""
+
+    def __init__(self, a: Architecture, *, number: int, owner: "HDiT") -> None:
+        super().__init__()
+        config: HditConfig = a.backbone
+        inmost = number == config.levels - 1
+        shrink = 2 ** (config.levels - 1 - number)
+        size = dataclasses.replace(a.size, dim=a.size.dim // shrink, heads=a.size.heads // shrink, mlp_dim=a.size.mlp_dim // shrink)
+        attention = FullConfig(qk_norm=getattr(a.attention, "qk_norm", FullConfig().qk_norm)) if inmost else a.attention
+        a = dataclasses.replace(a, size=size, attention=attention)
+        self.encoding = ENCODING.build(a.encoding, size, owner.position.square)
+        total = config.count(owner.architecture.size) + 2 * config.outer * (config.levels - 1)
+
+        def block(side: str, i: int, index: int, *, merge: bool = False) -> Block:
+            place = Place(name=f"levels.{number}.{side}.{i}", index=index, count=total)
+            merger = MERGE.build(a.merge, size, self.encoding) if merge else None
+            return Block(place, a, encoding=self.encoding, fusion=owner.text, merge=merger)
+
+        start = number * config.outer
+        count = config.count(owner.architecture.size) if inmost else config.outer
+        self.down = nn.ModuleList(block("down", i, start + i) for i in range(count))
+        end = total - start - count
+        self.up = nn.ModuleList() if inmost else nn.ModuleList(block("up", i, end + i, merge=i == 0) for i in range(count))
+        sublayers = [name for each in (*self.down, *self.up) for name in cast(Block, each).sublayers()]
+        self.adaln = ADALN.build(a.adaln, size.dim, sublayers)
+        self.time = nn.Identity() if inmost else nn.Linear(owner.architecture.size.dim, size.dim, bias=False)
+        if not inmost:
+            self.merge = nn.Linear(4 * size.dim, 2 * size.dim, bias=False)
+            self.split = nn.Linear(2 * size.dim, 4 * size.dim, bias=False)
+
+
+@BACKBONE.register("hdit", HditConfig)
+class HDiT(Trunk):
+    """See HditConfig."""
+
+    def _build(self, a: Architecture) -> None:
+        size, config = a.size, a.backbone
+        self.outermost = size.dim // 2 ** (config.levels - 1)
+        self.patch = PatchEmbed(a.in_channels, self.outermost, size.patch)
+        self.time, self.aspect = TimeEmbed(size.dim), AspectEmbed(size.dim)
+        self.text = TEXT_FUSION.build(a.text_fusion, a.context_dim, size.dim)
+        self.position = POSITION.build(a.position)
+        self.levels = nn.ModuleList(Level(a, number=i, owner=self) for i in range(config.levels))
+        self.out = PatchOutput(a.in_channels, self.outermost, size.patch)
+
+    def initial(self) -> dict[str, Init]:
+        """See Trunk."""
+        found: dict[str, Init] = {}
+        for level in self.levels:
+            if level.adaln.zero_outputs:
+                ends = [end for block in (*level.down, *level.up) for end in block.outputs()]
+                found |= {f"{end}.{leaf}": zeros for end in ends for leaf, _ in self.get_submodule(end).named_parameters()}
+        return found
+
+    def forward(
+        self,
+        x: Float[Tensor, "B C H W"],
+        timestep: Float[Tensor, " B"],
+        condition: Condition,
+        *,
+        route: Route | None = None,
+        tap: Tap | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """See Backbone. Raises ValueError for a token grid that the levels do not halve."""
+        del route  # the configuration refuses every routing but none
+        patch, half = self.patch.patch, 2 ** (len(self.levels) - 1)
+        grid = (x.shape[2] // patch, x.shape[3] // patch)
+        if grid[0] % half or grid[1] % half:
+            raise ValueError(f"{grid[0]} x {grid[1]} tokens: backbone=hdit halves both sides {len(self.levels) - 1} times")
+        time = self.time(timestep) + self.aspect(condition.aspect)
+        text, mask = self.text(condition)
+        tokens, position = self.patch(x), condition.position
+        if position.shape[1] != tokens.shape[1]:
+            raise ValueError(
+                f"{position.shape[1]} positions for {tokens.shape[1]} image tokens; make them by position_map(view, grid)"
+            )
+        passes: list[Pass] = []
+        states: list[Tensor] = []
+        depth = 0
+        for number, level in enumerate(self.levels):
+            if number == 0:
+                absolute = level.encoding.embed(position)
+                tokens = tokens if absolute is None else tokens + absolute.to(tokens.dtype)
+            layout = Layout(
+                position=position,
+                rotation=level.encoding.rotation(position),
+                images=tokens.shape[1],
+                grid=grid,
+                text=text,
+                text_mask=mask,
+            )
+            p = Pass(layout=layout, whole=layout, modulation=level.adaln(level.time(time)), tap=tap, depth=depth)
+            for block in level.down:
+                tokens = self.run(block, tokens, p)
+            passes.append(p)
+            depth = p.depth
+            if number < len(self.levels) - 1:
+                states.append(tokens)
+                tokens = level.merge(cells(tokens, grid).flatten(2))
+                position, grid = cells(position, grid).mean(dim=2), (grid[0] // 2, grid[1] // 2)
+        for level, p in list(zip(self.levels, passes))[-2::-1]:
+            tokens = from_cells(level.split(tokens).unflatten(2, (4, -1)), grid)
+            grid = (grid[0] * 2, grid[1] * 2)
+            p.depth = depth
+            for i, block in enumerate(level.up):
+                tokens = self.run(block, tokens, p, state=states.pop() if i == 0 else None)
+            depth = p.depth
+        return self.out(tokens, grid).to(x.dtype)
+
+
+def cells(tokens: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B M 4 D"]:
+    """The tokens of each cell of 2 x 2, row by row."""
+    quads = tokens.unflatten(1, (grid[0] // 2, 2, grid[1] // 2, 2)).transpose(2, 3)
+    return quads.flatten(3, 4).flatten(1, 2)
+
+
+def from_cells(quads: Float[Tensor, "B M 4 D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
+    """The inverse; `grid` is that of the cells."""
+    return quads.unflatten(1, grid).unflatten(3, (2, 2)).transpose(2, 3).flatten(1, 4)
