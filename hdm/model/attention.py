@@ -34,8 +34,8 @@ class Layout:
 
     `rotation` holds exp(i angle) for the first 2P channels of each head, shared by all layers; None when the encoding rotates
     nothing or each layer has frequencies of its own. `mask` is False for padding, which no token attends to; None: there is none.
-    The first `images` tokens are image tokens, row by row of `grid` (rows, columns); None when some are missing. Text that is not part
-    of the sequence is in `text`.
+    The first `images` tokens are image tokens, row by row of `grid` (rows, columns), which is None when some are missing. Text that is
+    not part of the sequence is in `text`.
     """
 
     position: Float[Tensor, "B T 2"]
@@ -206,6 +206,7 @@ def attend(
 
 
 def make_qk_norm(kind: QKNorm, size: ModelConfig) -> NormPair | Cosine | None:
+    """A new QK-norm of `kind` for one attention layer."""
     match kind:
         case QKNorm.none:
             return None

@@ -51,7 +51,8 @@ class Block(nn.Module):
         raw_residual: bool = True,
     ) -> None:
         super().__init__()
-        self.name, self.is_last, self.raw_residual = place.name, place.is_last, raw_residual
+        self.name, self.index, self.is_last = place.name, place.index, place.is_last
+        self.dim, self.raw_residual = a.size.dim, raw_residual
         self.attn_norm: Norm = NORM.build(a.norm, a.size.dim)
         self.attn: SelfAttention = ATTENTION.build(a.attention, a.size, encoding, index=place.index)
         self.text = fusion.sublayer(a.size, encoding)

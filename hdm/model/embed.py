@@ -43,7 +43,7 @@ class PatchOutput(nn.Module):
 
     def lay(self, outputs: Float[Tensor, "B N P"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
         """Lay the projected tokens out; the outputs of a token run over the patch's rows, columns, channels."""
-        patches = outputs.unflatten(1, grid).unflatten(-1, (self.patch, self.patch, -1))  # B rows columns p p C
+        patches = outputs.view(len(outputs), *grid, self.patch, self.patch, -1)  # B rows columns p p C
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 

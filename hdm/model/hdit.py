@@ -11,7 +11,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -122,9 +121,9 @@ class HDiT(Trunk):
     def initial(self) -> dict[str, Init]:
         """See Trunk."""
         found: dict[str, Init] = {}
-        for level in self.levels:
+        for level in map(self.level, range(len(self.levels))):
             if level.adaln.zero_outputs:
-                ends = [end for block in (*level.down, *level.up) for end in block.outputs()]
+                ends = [end for block in (*level.down, *level.up) for end in cast(Block, block).outputs()]
                 found |= {f"{end}.{leaf}": zeros for end in ends for leaf, _ in self.get_submodule(end).named_parameters()}
         return found
 
@@ -143,53 +142,74 @@ class HDiT(Trunk):
         grid = (x.shape[2] // patch, x.shape[3] // patch)
         if grid[0] % half or grid[1] % half:
             raise ValueError(f"{grid[0]} x {grid[1]} tokens: backbone=hdit halves both sides {len(self.levels) - 1} times")
-        time = self.time(timestep) + self.aspect(condition.aspect)
-        text, mask = self.text(condition)
         tokens, position = self.patch(x), condition.position
         if position.shape[1] != tokens.shape[1]:
             raise ValueError(
                 f"{position.shape[1]} positions for {tokens.shape[1]} image tokens; make them by position_map(view, grid)"
             )
-        passes: list[Pass] = []
-        states: list[Tensor] = []
-        depth = 0
-        for number, level in enumerate(self.levels):
-            if number == 0:
-                absolute = level.encoding.embed(position)
-                tokens = tokens if absolute is None else tokens + absolute.to(tokens.dtype)
-            layout = Layout(
-                position=position,
-                rotation=level.encoding.rotation(position),
-                images=tokens.shape[1],
-                grid=grid,
-                text=text,
-                text_mask=mask,
-            )
-            p = Pass(layout=layout, whole=layout, modulation=level.adaln(level.time(time)), tap=tap, depth=depth)
-            for block in level.down:
-                tokens = self.run(block, tokens, p)
-            passes.append(p)
-            depth = p.depth
-            if number < len(self.levels) - 1:
-                states.append(tokens)
-                tokens = level.merge(cells(tokens, grid).flatten(2))
-                position, grid = cells(position, grid).mean(dim=2), (grid[0] // 2, grid[1] // 2)
-        for level, p in list(zip(self.levels, passes))[-2::-1]:
-            tokens = from_cells(level.split(tokens).unflatten(2, (4, -1)), grid)
-            grid = (grid[0] * 2, grid[1] * 2)
-            p.depth = depth
-            for i, block in enumerate(level.up):
-                tokens = self.run(block, tokens, p, state=states.pop() if i == 0 else None)
-            depth = p.depth
+        absolute = self.level(0).encoding.embed(position)
+        tokens = tokens if absolute is None else tokens + absolute.to(tokens.dtype)
+
+        time, (text, mask) = self.time(timestep) + self.aspect(condition.aspect), self.text(condition)
+        layout = Layout(position=position, images=tokens.shape[1], grid=grid, text=text, text_mask=mask)
+        tokens, _ = self._through(0, tokens, layout, time=time, tap=tap, depth=0)
         return self.out(tokens, grid).to(x.dtype)
+
+    def _through(
+        self,
+        number: int,
+        tokens: Float[Tensor, "B N W"],
+        layout: Layout,
+        *,
+        time: Float[Tensor, "B 1 D"],
+        tap: Tap | None,
+        depth: int,
+    ) -> tuple[Float[Tensor, "B N W"], int]:
+        """Level `number` and all that it holds, and the blocks behind."""
+        level, grid = self.level(number), layout.grid
+        assert grid is not None
+        layout.rotation = level.encoding.rotation(layout.position)
+        p = Pass(layout=layout, whole=layout, modulation=level.adaln(level.time(time)), tap=tap, depth=depth)
+        for block in level.down:
+            tokens = self.run(cast(Block, block), tokens, p)
+        if number == len(self.levels) - 1:
+            return tokens, p.depth
+
+        state = tokens
+        inner = dataclasses.replace(
+            layout,
+            position=cells(layout.position, grid).mean(dim=2),
+            images=tokens.shape[1] // 4,
+            grid=(grid[0] // 2, grid[1] // 2),
+        )
+        tokens, p.depth = self._through(
+            number + 1, level.merge(cells(tokens, grid).flatten(2)), inner, time=time, tap=tap, depth=p.depth
+        )
+        split: Tensor = level.split(tokens)
+        tokens = from_cells(split.view(*split.shape[:2], 4, -1), (grid[0] // 2, grid[1] // 2))
+        for i, block in enumerate(level.up):
+            tokens = self.run(cast(Block, block), tokens, p, state=state if i == 0 else None)
+        return tokens, p.depth
+
+    def level(self, number: int) -> Level:
+        """One of the levels, the outermost first."""
+        return cast(Level, self.levels[number])
+
+    def tap_width(self, depth: int) -> int:
+        """See Backbone."""
+        blocks = [m for m in self.modules() if isinstance(m, Block)]
+        by_index = {block.index: block for block in blocks}
+        if not 1 <= depth <= len(blocks):
+            raise ValueError(f"depth={depth}: the network has blocks 1 to {len(blocks)}")
+        return int(by_index[depth - 1].dim)
 
 
 def cells(tokens: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B M 4 D"]:
     """The tokens of each cell of 2 x 2, row by row."""
-    quads = tokens.unflatten(1, (grid[0] // 2, 2, grid[1] // 2, 2)).transpose(2, 3)
+    quads = tokens.view(len(tokens), grid[0] // 2, 2, grid[1] // 2, 2, -1).transpose(2, 3)
     return quads.flatten(3, 4).flatten(1, 2)
 
 
 def from_cells(quads: Float[Tensor, "B M 4 D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
     """The inverse; `grid` is that of the cells."""
-    return quads.unflatten(1, grid).unflatten(3, (2, 2)).transpose(2, 3).flatten(1, 4)
+    return quads.view(len(quads), *grid, 2, 2, -1).transpose(2, 3).flatten(1, 4)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ class CrossAttnGatedConfig(FusionConfig):
 
 @dataclass(kw_only=True, slots=True)
 class MmditConfig(FusionConfig):
-    """Text tokens in the sequence with weights of their own in every block and one attention over both (SD3, Esser et al., 2024)."""
+    """Text tokens with weights of their own in every block, and one attention over both (SD3, Esser et al., 2024)."""
 
     takes: ClassVar[dict[str, str]] = {"image_sequence": "text tokens follow the image tokens"}
     needs: ClassVar[dict[str, str]] = {"joint": "both streams meet in one attention with two sets of projections"}
@@ -159,13 +160,13 @@ class CrossAttn(TextFusion):
 
     def __init__(self, config: CrossAttnConfig, context_dim: int, dim: int) -> None:
         super().__init__(config, context_dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(context_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.up, self.down = nn.Linear(context_dim, dim), nn.Linear(dim, dim)
         self.norm = TextNorm(config.norm_gain, dim) if config.norm else None
         self.dim = dim
 
     def states(self, text: Float[Tensor, "B L C"]) -> Float[Tensor, "B L D"]:
         """See TextFusion."""
-        states = self.mlp(text.to(self.mlp[0].weight.dtype))
+        states = self.down(F.gelu(self.up(text.to(self.up.weight.dtype)), approximate="tanh"))
         return states if self.norm is None else self.norm(states)
 
     def sublayer(self, size: ModelConfig, encoding: Encoding) -> TextSublayer | None:

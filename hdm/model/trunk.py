@@ -130,7 +130,7 @@ class Trunk(Backbone):
                 outer = tokens
                 tokens = _leave(tokens, p, routing.kept(route, n, number=number))
             inner = None if routing.skips(route) else self.middle(tokens, p, number=number)
-            tokens = self._join(outer, inner, p) if routing.returns else inner
+            tokens = self._join(outer, inner, p) if inner is None or routing.returns else inner
         tokens = self.after(tokens, p)[:, : p.layout.images]
 
         if p.kept is not None:  # removed patches have no prediction

@@ -17,7 +17,7 @@ from hdm.model.trunk import Pass, Trunk
 
 @dataclass(kw_only=True, slots=True)
 class UvitConfig:
-    """Every block of the second half merges the state of its mirror in the first; time and text are tokens (U-ViT, Bao et al., 2023).
+    """Each block of the second half merges its mirror in the first; time and text are tokens (U-ViT, Bao et al., 2023).
 
     The outer `model.pre_depth` pairs of blocks are never routed, so that the two ends of each skip see the same tokens.
     """
@@ -26,9 +26,7 @@ class UvitConfig:
         "merge": "concat", "adaln": "none", "norm": "layer", "attention": "full", "mlp": "gelu", "encoding": "learned_abs",
         "text_fusion": "concat",
     }  # fmt: skip
-    takes: ClassVar[dict[str, str]] = {
-        "free_decoder": "its last blocks merge states of the first ones, which must have the same tokens"
-    }
+    takes: ClassVar[dict[str, str]] = {"free_decoder": "its last blocks merge states of the first, of the same tokens"}
 
     blocks: int | None = option(None, "blocks in all, an odd number; null: as many as XUT has at these sizes, made odd")
 
@@ -40,7 +38,7 @@ class UvitConfig:
         require(count % 2 == 1 and count > 0, f"backbone.blocks={count}: must be odd, two halves and a middle; use {count + 1}")
         require(
             run.merge.pairing is Pairing.mirror,
-            f"merge.pairing={run.merge.pairing.name}: backbone=uvit pairs mirrored blocks; use merge.pairing=mirror, or backbone=xut",
+            f"merge.pairing={run.merge.pairing.name}: backbone=uvit pairs mirrored blocks; use mirror, or backbone=xut",
         )
         require(routes == 1, f"routing.routes={routes}: a U has one route, around all of its skips; set 1 or use backbone=dit")
 
