@@ -55,7 +55,7 @@ class Block(nn.Module):
         if self.merge is not None and self.merge_norm is not None:
             merge = self.merge
             x = self._wrap(x, self.merge_norm, modulation[f"{self.name}.merge"], lambda h: merge(h, state, layout))
-        return self._wrap(x, self.mlp_norm, modulation[f"{self.name}.mlp"], self.mlp)
+        return self._wrap(x, self.mlp_norm, modulation[f"{self.name}.mlp"], lambda h: self.mlp(h, layout))
 
     def _wrap(
         self, x: Float[Tensor, "B T D"], norm: Norm, modulation: Modulation | None, f: Callable[[Tensor], Tensor]

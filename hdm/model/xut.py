@@ -111,6 +111,7 @@ class XUT(Backbone):
         time = self.time(timestep) + self.aspect(condition.aspect)
         modulation = self.adaln(time)
         tokens, layout = self._tokens(x, time, condition)
+        layout.grid = grid
         n = grid[0] * grid[1]
 
         for block in self.pre:
