@@ -34,8 +34,8 @@ class Layout:
 
     `rotation` holds exp(i angle) for the first 2P channels of each head, shared by all layers; None when the encoding rotates
     nothing or each layer has frequencies of its own. `mask` is False for padding, which no token attends to; None: there is none.
-    The first `images` tokens are image tokens, row by row of `grid` (rows, columns), which is None when some are missing. Text that is
-    not part of the sequence is in `text`.
+    The first `images` tokens are image tokens, row by row of `grid` (rows, columns), which is None when some are missing. Text that
+    is not part of the sequence is in `text`.
     """
 
     position: Float[Tensor, "B T 2"]
@@ -126,20 +126,36 @@ class Attention(nn.Module):
         self.heads, self.rope = size.heads, rope
         self.qk_norm = make_qk_norm(qk_norm, size)
 
+    @property
+    def scale(self) -> float | None:
+        """What logits are multiplied by; None is 1/sqrt(head_dim)."""
+        return None if self.qk_norm is None else self.qk_norm.scale
+
+    def sides(
+        self, q: Float[Tensor, "B Q D"], k: Float[Tensor, "B T D"], v: Float[Tensor, "B T D"], layout: Layout
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Heads of queries, keys and values (B H T C), the first two normed and turned; queries may be the first tokens only."""
+        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(q, k)
+        rotation = layout.rotation if self.rope is None else self.rope(layout.position)
+        return rotate(q, rotation), rotate(k, rotation), v
+
     def read(
         self, q: Float[Tensor, "B Q D"], k: Float[Tensor, "B T D"], v: Float[Tensor, "B T D"], layout: Layout
     ) -> Float[Tensor, "B Q D"]:
         """What the queries, which may be the first of the tokens only, read of the values."""
-        q, k, v = (_split_heads(part, self.heads) for part in (q, k, v))
-        if self.qk_norm is not None:
-            q, k = self.qk_norm(q, k)
-        rotation = layout.rotation if self.rope is None else self.rope(layout.position)
-        scale = None if self.qk_norm is None else self.qk_norm.scale
-        return _merge_heads(attend(rotate(q, rotation), rotate(k, rotation), v, layout.mask, scale=scale))
+        q, k, v = self.sides(q, k, v, layout)
+        return merge_heads(attend(q, k, v, layout.mask, scale=self.scale))
 
 
 class SelfAttention(Attention):
-    """Attention among the tokens of one sequence."""
+    """Attention among the tokens of one sequence. A variant is built with `index`, the number of its block in the forward order."""
+
+    def __init__(self, size: ModelConfig, encoding: Encoding, *, qk_norm: QKNorm, qkv_bias: bool = False) -> None:
+        super().__init__(size, rope=encoding.per_layer(), qk_norm=qk_norm)
+        self.qkv = nn.Linear(size.dim, 3 * size.dim, bias=qkv_bias)
+        self.out = nn.Linear(size.dim, size.dim)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, *, only: int | None = None) -> Float[Tensor, "B Q D"]:
         """Attend among all tokens; with `only`, return the first `only` of them."""
@@ -151,9 +167,7 @@ class Full(SelfAttention):
     """softmax(q k / sqrt(head_dim)) v, qkv without and out with a bias (spec 1.2)."""
 
     def __init__(self, config: FullConfig, size: ModelConfig, encoding: Encoding, *, index: int = 0) -> None:
-        super().__init__(size, rope=encoding.per_layer(), qk_norm=config.qk_norm)
-        self.qkv = nn.Linear(size.dim, 3 * size.dim, bias=config.qkv_bias)
-        self.out = nn.Linear(size.dim, size.dim)
+        super().__init__(size, encoding, qk_norm=config.qk_norm, qkv_bias=config.qkv_bias)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, *, only: int | None = None) -> Float[Tensor, "B Q D"]:
         """See SelfAttention."""
@@ -193,12 +207,17 @@ def attend(
     q: Float[Tensor, "B H T C"],
     k: Float[Tensor, "B H S C"],
     v: Float[Tensor, "B H S C"],
-    mask: Bool[Tensor, "B S"] | None,
+    mask: Bool[Tensor, "B S"] | Bool[Tensor, "B T S"] | None,
     *,
     scale: float | None = None,
 ) -> Float[Tensor, "B H T C"]:
-    """Softmax attention over the keys that `mask` calls real, in the dtype of `v`; `scale` None is 1/sqrt(C)."""
-    bias = None if mask is None else mask[:, None, None, :]
+    """Softmax attention over the keys that `mask` calls real, in the dtype of `v`; `scale` None is 1/sqrt(C).
+
+    A mask of three axes says it for each query; its first axis may be 1.
+    """
+    bias = mask
+    if mask is not None:
+        bias = mask[:, None] if mask.ndim == 3 else mask[:, None, None, :]
     if v.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # bf16 attention is slower than fp32 there
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), bias, scale=scale).to(v.dtype)
@@ -218,9 +237,11 @@ def make_qk_norm(kind: QKNorm, size: ModelConfig) -> NormPair | Cosine | None:
             return Cosine(size)
 
 
-def _split_heads(x: Float[Tensor, "B T D"], heads: int) -> Float[Tensor, "B H T C"]:
+def split_heads(x: Float[Tensor, "B T D"], heads: int) -> Float[Tensor, "B H T C"]:
+    """Head h takes the h-th run of D / heads channels."""
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _merge_heads(x: Float[Tensor, "B H T C"]) -> Float[Tensor, "B T D"]:
+def merge_heads(x: Float[Tensor, "B H T C"]) -> Float[Tensor, "B T D"]:
+    """The inverse of `split_heads`."""
     return x.transpose(1, 2).flatten(2)

@@ -1,6 +1,6 @@
 """The routing axis: which image tokens bypass a part of the network in training.
 
-A network is three sections of blocks, before, middle and after (`model.pre_depth` and `model.post_depth` set the borders). A variant
+A network is three sections of blocks, before, middle and after, with borders at `model.pre_depth` and `model.post_depth`. A variant
 says which of them see a part of the image tokens only, and what the others find in the place of a token that was away. Text always
 takes the whole way. Skip states live inside the routed part, so each merge sees the same tokens on both of its sides (spec 4).
 """

@@ -20,6 +20,8 @@ def architecture(*, size: dict[str, Any] | None = None, **axes: Any) -> Architec
     for axis, choice in axes.items():
         name, fields = (choice, {}) if isinstance(choice, str) else choice
         configs[axis] = discover()[axis].get(name).config(**fields)
+    if any("grid" in getattr(config, "needs", {}) for config in configs.values()):
+        configs.setdefault("routing", discover()["routing"].get("none").config())  # any other is refused with these
     return Architecture(size=dataclasses.replace(SIZE, **(size or {})), context_dim=CONTEXT, **configs)
 
 

@@ -64,6 +64,7 @@ def test_upstream_is_all_of_them_at_once():
     assert chosen == {
         "backbone": "xut", "backbone.residual": "normed", "merge": "cross", "merge.pairing": "deepest", "adaln": "shared",
         "adaln.gate": "one_plus", "merge.qk_norm": "none", "norm": "rms", "attention": "full", "attention.qk_norm": "none",
+        "attention.qkv_bias": False,
         "mlp": "swiglu", "position": "bbox", "position.edges": "resampled", "encoding": "axial_rope",
         "encoding.fraction": 1.0, "encoding.learned": True, "encoding.spacing": "constant", "encoding.low": 1.0,
         "encoding.high": 5.0, "routing": "tread", "routing.rate": 0.5, "text_fusion": "concat", "text_fusion.mask": False,

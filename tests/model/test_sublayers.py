@@ -18,6 +18,7 @@ from hdm.train.optimizer import fan_ins
 D, HEADS, C = SIZE.dim, SIZE.heads, SIZE.head_dim
 DRAW = np.random.default_rng(5)
 X = DRAW.standard_normal((2, 6, D)) * 3 + 0.5
+LAYOUT = Layout(position=torch.zeros(2, 6, 2))
 
 
 def ready(module, std=0.2):
@@ -83,13 +84,15 @@ def test_swiglu_and_gelu():
     mlp = ready(MLP.build(SwigluConfig(), SIZE))
     w = weights(mlp)
     a, b = np.split(X @ w["w12.weight"].T + w["w12.bias"], 2, axis=-1)
-    np.testing.assert_allclose(mlp(x).detach(), (a / (1 + np.exp(-a)) * b) @ w["w3.weight"].T + w["w3.bias"], rtol=0, atol=1e-11)
+    np.testing.assert_allclose(
+        mlp(x, LAYOUT).detach(), (a / (1 + np.exp(-a)) * b) @ w["w3.weight"].T + w["w3.bias"], rtol=0, atol=1e-11
+    )
     mlp = ready(MLP.build(GeluConfig(), SIZE))
     w = weights(mlp)
     assert w["up.weight"].shape == (1.5 * SIZE.mlp_dim, D)
     h = X @ w["up.weight"].T + w["up.bias"]
     h = h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
-    np.testing.assert_allclose(mlp(x).detach(), h @ w["down.weight"].T + w["down.bias"], rtol=0, atol=1e-11)
+    np.testing.assert_allclose(mlp(x, LAYOUT).detach(), h @ w["down.weight"].T + w["down.bias"], rtol=0, atol=1e-11)
 
 
 def test_gelu_is_the_feed_forward_of_dit_in_diffusers():
@@ -101,7 +104,7 @@ def test_gelu_is_the_feed_forward_of_dit_in_diffusers():
     theirs.net[0].proj.load_state_dict(mlp.up.state_dict())
     theirs.net[2].load_state_dict(mlp.down.state_dict())
     x = torch.from_numpy(X)
-    torch.testing.assert_close(mlp(x), theirs(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(mlp(x, LAYOUT), theirs(x), rtol=0, atol=1e-12)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
