@@ -273,7 +273,7 @@ class ScaleOnly(AdaLN):
 
 @ADALN.register("hyper", HyperConfig)
 class Hyper(AdaLN, Approximator):
-    """Chroma's approximator of the time embedding, which holds the aspect ratio, beside 32 sines and cosines of the vector's number.
+    """The approximator of the time embedding, which holds the aspect ratio, and of 32 sines and cosines of the vector's number.
 
     Chroma's has 64 inputs: sinusoids of timestep and guidance, 16 each, in place of the embedding. It is distilled from a trained
     network and frozen when the rest trains; here it trains with the rest.
