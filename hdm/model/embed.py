@@ -114,15 +114,20 @@ class PatchOutput(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N D"], grid: tuple[int, int], time: Float[Tensor, "B 1 D"] | None = None
     ) -> Float[Tensor, "B C H W"]:
-        """Lay a token `grid` of (rows, columns) out; the outputs of a token run over the patch's rows, columns, channels.
+        """The latent image of a token `grid` of (rows, columns); `time` is the time embedding, for the final modulation."""
+        return self.lay(self.project(x, time), grid)
 
-        `time` is the time embedding, for the final modulation where there is one.
-        """
+    def project(self, x: Float[Tensor, "B N D"], time: Float[Tensor, "B 1 D"] | None = None) -> Float[Tensor, "B N P"]:
+        """The outputs of each token."""
         if self.norm is not None:
             x = self.norm(x)
         if self.final is not None:
             x = self.final(x, time)
-        patches = self.proj(x).unflatten(1, grid).unflatten(-1, (self.patch, self.patch, -1))  # B rows columns p p C
+        return self.proj(x)
+
+    def lay(self, outputs: Float[Tensor, "B N P"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+        """Lay the projected tokens out; the outputs of a token run over the patch's rows, columns, channels."""
+        patches = outputs.view(len(outputs), *grid, self.patch, self.patch, -1)  # B rows columns p p C
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 

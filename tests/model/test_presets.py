@@ -67,6 +67,8 @@ def test_upstream_is_all_of_them_at_once():
         "mlp": "swiglu", "position": "bbox", "position.edges": "resampled", "encoding": "axial_rope",
         "encoding.fraction": 1.0, "encoding.learned": True, "encoding.spacing": "constant", "encoding.low": 1.0,
         "encoding.high": 5.0, "routing": "tread", "routing.rate": 0.5, "text_fusion": "concat", "text_fusion.mask": False,
+        "norm.affine": True, "encoding.base": 16, "encoding.theta": 1e4, "encoding.order": "alternating",
+        "encoding.pairs": "interleaved", "encoding.sincos": False,
         "model.heads": 16, "model.head_dim": 64,
     }  # fmt: skip
 
