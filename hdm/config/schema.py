@@ -36,6 +36,14 @@ class QKNorm(Enum):
     cosine = "cosine"
 
 
+class Final(Enum):
+    """What scales and shifts the tokens between the last norm and the output layer, as the time embedding says (spec 3)."""
+
+    none = "none"
+    adaln = "adaln"
+    table = "table"
+
+
 class Resume(Enum):
     """What to do with a run folder that is there already."""
 

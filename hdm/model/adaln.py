@@ -8,7 +8,7 @@ kind: `attn`, `merge` or `mlp`. Only sublayers that exist are named, so that no 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from hdm.config.axes import ADALN
 from hdm.config.registry import option
 from hdm.config.schema import RunConfig
 from hdm.model.init import Init, normal, zeros
-from hdm.model.norm import RmsConfig, RMSNorm
+from hdm.model.mapping import Approximator, MappingNetwork
 
 
 class Gate(Enum):
@@ -38,47 +38,77 @@ class Triples(Enum):
     kind = "kind"
 
 
+class Activation(Enum):
+    """What the time embedding goes through in front of a linear layer that makes modulations."""
+
+    none = "none"
+    silu = "silu"
+
+
 @dataclass(kw_only=True, slots=True)
-class SharedConfig:
+class GateConfig:
+    """What all variants have in common that predict a gate."""
+
+    gate: Gate = option(
+        Gate.one_plus, "one_plus: 1 + g (XUT); zero: g, which starts at 0 (adaLN-Zero of DiT, PixArt, LightningDiT); none: 1"
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class SharedConfig(GateConfig):
     """One MLP for each kind of sublayer, shared by all blocks (the report's figure and parameter count)."""
 
-    gate: Gate = option(Gate.one_plus, "one_plus: 1 + g (XUT); zero: g, which starts at 0 (adaLN-Zero); none: 1")
-
 
 @dataclass(kw_only=True, slots=True)
-class SharedMlp1Config:
+class SharedMlp1Config(GateConfig):
     """One MLP for the whole network (the report's wording)."""
 
-    gate: Gate = option(Gate.one_plus, "one_plus: 1 + g (XUT); zero: g, which starts at 0 (adaLN-Zero); none: 1")
     triples: Triples = option(
         Triples.network, "network: one for all sublayers; family: one for attention, one for MLP; kind: attn, merge, mlp"
     )
 
 
 @dataclass(kw_only=True, slots=True)
-class PerLayerConfig:
-    """One linear layer for each sublayer of each block, starting at zero (DiT, Peebles & Xie, 2023)."""
+class SharedOneConfig(GateConfig):
+    """One linear layer for the whole network, a triple for each kind of sublayer (DiT-Air, Chen et al., 2025)."""
 
-    gate: Gate = option(Gate.one_plus, "one_plus: 1 + g (XUT); zero: g, the adaLN-Zero of DiT; none: 1")
+    activation: Activation = option(Activation.silu, "in front of the layer: silu, as in every published adaLN, or none")
 
 
 @dataclass(kw_only=True, slots=True)
-class NoShiftConfig:
+class PerLayerConfig(GateConfig):
+    """One linear layer for each sublayer of each block, starting at zero (DiT, Peebles & Xie, 2023)."""
+
+    activation: Activation = option(Activation.none, "in front of each layer: none (HDM's per-layer mode) or silu (DiT)")
+
+
+@dataclass(kw_only=True, slots=True)
+class NoShiftConfig(GateConfig):
     """As per_layer, without the shift: h = norm(x) * (1 + scale) (LightningDiT's wo_shift, Yao et al., 2025)."""
 
-    gate: Gate = option(Gate.one_plus, "one_plus: 1 + g (XUT); zero: g (LightningDiT); none: 1")
+    activation: Activation = option(Activation.none, "in front of each layer: none, as per_layer has it, or silu (LightningDiT)")
 
 
 @dataclass(kw_only=True, slots=True)
 class ScaleOnlyConfig:
     """h = norm(x) * (1 + W time), no bias, no shift, no gate; sublayers start at zero instead (HDiT's AdaRMSNorm)."""
 
+    gate: Gate = option(Gate.none, "none: 1 (HDiT), and sublayers start at zero; one_plus: the same, times 1 + g; zero: g, from 0")
+    mapping: int = option(0, "residual GEGLU layers between the time embedding and all W; 2 in HDiT")
+    width: float = option(3.0, "hidden width of these layers over model.dim")
+
+    def check(self, run: RunConfig) -> None:
+        """Refuse a mapping network of no size."""
+        from hdm.config.check import require
+
+        require(self.mapping >= 0, f"adaln.mapping={self.mapping}: must be 0 or above")
+        require(run.model.dim * self.width >= 1, f"adaln.width={self.width}: makes no channels of model.dim={run.model.dim}; use 3")
+
 
 @dataclass(kw_only=True, slots=True)
-class HyperConfig:
+class HyperConfig(GateConfig):
     """One residual MLP that makes every vector of every sublayer from the time embedding and the vector's number (Chroma)."""
 
-    gate: Gate = option(Gate.one_plus, "one_plus: 1 + g (XUT); zero: g, which starts at 0 (adaLN-Zero); none: 1")
     width: float = option(1.0, "hidden width over model.dim; 5120 channels in Chroma")
     layers: int = option(5, "residual layers")
 
@@ -91,15 +121,15 @@ class HyperConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class SingleConfig:
+class SingleConfig(GateConfig):
     """One linear layer for each kind of sublayer, plus a learned offset per sublayer (PixArt's adaLN-single, Chen et al., 2023)."""
-
-    gate: Gate = option(Gate.one_plus, "one_plus: 1 + g (XUT); zero: g (PixArt); none: 1")
 
 
 @dataclass(kw_only=True, slots=True)
 class NoneConfig:
     """No modulation; the time embedding joins the sequence as a token (U-ViT, Bao et al., 2023)."""
+
+    takes: ClassVar[dict[str, str]] = {"image_sequence": "the time embedding joins the sequence as a token"}
 
 
 class Modulation(NamedTuple):
@@ -170,15 +200,35 @@ class SharedMlp1(AdaLN):
         return {name: triples[self.number[_kind(name)]] for name in self.sublayers}
 
 
+@ADALN.register("shared_one", SharedOneConfig)
+class SharedOne(AdaLN):
+    """Linear(D, 3D k) for the k kinds, from zero; the exact form of the layer is taken from DiT's (spec 3)."""
+
+    def __init__(self, config: SharedOneConfig, dim: int, sublayers: Sequence[str]) -> None:
+        super().__init__()
+        self.config, self.sublayers, self.kinds = config, sublayers, _kinds(sublayers)
+        self.proj = nn.Linear(dim, len(self.kinds) * _vectors(config.gate) * dim)
+
+    def initial(self) -> dict[str, Init]:
+        """See `hdm.model.init`."""
+        return {"proj.weight": zeros, "proj.bias": zeros}
+
+    def forward(self, time: Float[Tensor, "B 1 D"]) -> Mapping[str, Modulation | None]:
+        """See AdaLN."""
+        raw = self.proj(_active(time, self.config.activation)).chunk(len(self.kinds), dim=-1)
+        by_kind = {kind: _split(each, self.config.gate) for kind, each in zip(self.kinds, raw)}
+        return {name: by_kind[_kind(name)] for name in self.sublayers}
+
+
 @ADALN.register("per_layer", PerLayerConfig)
 class PerLayer(AdaLN):
-    """Linear(D, 3D) for each sublayer, with no activation in front (spec 1.2)."""
+    """Linear(D, 3D) for each sublayer (spec 1.2 and 3)."""
 
     shift = True
 
     def __init__(self, config: PerLayerConfig | NoShiftConfig, dim: int, sublayers: Sequence[str]) -> None:
         super().__init__()
-        self.gate, self.sublayers = config.gate, sublayers
+        self.gate, self.activation, self.sublayers = config.gate, config.activation, sublayers
         width = _vectors(config.gate, shift=self.shift) * dim
         self.layer = nn.ModuleDict({_key(name): nn.Linear(dim, width) for name in sublayers})
 
@@ -188,26 +238,28 @@ class PerLayer(AdaLN):
 
     def forward(self, time: Float[Tensor, "B 1 D"]) -> Mapping[str, Modulation | None]:
         """See AdaLN."""
-        return {name: _split(self.layer[_key(name)](time), self.gate, shift=self.shift) for name in self.sublayers}
+        active = _active(time, self.activation)
+        return {name: _split(self.layer[_key(name)](active), self.gate, shift=self.shift) for name in self.sublayers}
 
 
 @ADALN.register("no_shift", NoShiftConfig)
 class NoShift(PerLayer):
-    """Linear(D, 2D) for each sublayer; as in PerLayer there is no activation in front, where LightningDiT has a SiLU."""
+    """Linear(D, 2D) for each sublayer."""
 
     shift = False
 
 
 @ADALN.register("scale_only", ScaleOnlyConfig)
 class ScaleOnly(AdaLN):
-    """Linear(D, D) without bias for each sublayer, starting at zero (spec 3). HDiT's mapping network is not part of it."""
-
-    zero_outputs = True
+    """Linear(D, D) without bias for each sublayer, starting at zero (spec 3)."""
 
     def __init__(self, config: ScaleOnlyConfig, dim: int, sublayers: Sequence[str]) -> None:
         super().__init__()
-        self.sublayers = sublayers
-        self.layer = nn.ModuleDict({_key(name): nn.Linear(dim, dim, bias=False) for name in sublayers})
+        self.gate, self.sublayers = config.gate, sublayers
+        self.zero_outputs = config.gate is not Gate.zero  # zero times zero would never learn
+        self.mapping = MappingNetwork(dim, round(config.width * dim), layers=config.mapping) if config.mapping else None
+        width = _vectors(config.gate, shift=False) * dim
+        self.layer = nn.ModuleDict({_key(name): nn.Linear(dim, width, bias=False) for name in sublayers})
 
     def initial(self) -> dict[str, Init]:
         """See `hdm.model.init`."""
@@ -215,31 +267,21 @@ class ScaleOnly(AdaLN):
 
     def forward(self, time: Float[Tensor, "B 1 D"]) -> Mapping[str, Modulation | None]:
         """See AdaLN."""
-        return {name: Modulation(self.layer[_key(name)](time), None, None) for name in self.sublayers}
+        mapped = time if self.mapping is None else self.mapping(time)
+        return {name: _split(self.layer[_key(name)](mapped), self.gate, shift=False) for name in self.sublayers}
 
 
 @ADALN.register("hyper", HyperConfig)
-class Hyper(AdaLN):
-    """Linear(D + 32, M), residual layers y + Linear(silu(Linear(RMSNorm(y)))) of width M, Linear(M, D) from zero (spec 3).
+class Hyper(AdaLN, Approximator):
+    """The approximator of the time embedding, which holds the aspect ratio, and of 32 sines and cosines of the vector's number.
 
-    Its input is the time embedding, which holds the aspect ratio, beside 32 sines and cosines of the vector's number. In Chroma it
-    has the sinusoids of timestep and guidance instead, and is frozen when the rest trains; here it trains with the rest.
+    Chroma's has 64 inputs: sinusoids of timestep and guidance, 16 each, in place of the embedding. It is distilled from a trained
+    network and frozen when the rest trains; here it trains with the rest.
     """
 
     def __init__(self, config: HyperConfig, dim: int, sublayers: Sequence[str]) -> None:
-        super().__init__()
+        Approximator.__init__(self, dim + 32, round(config.width * dim), dim, layers=config.layers)
         self.gate, self.sublayers = config.gate, sublayers
-        hidden = round(config.width * dim)
-        self.enter = nn.Linear(dim + 32, hidden)
-        self.layers = nn.ModuleList(
-            nn.Sequential(RMSNorm(RmsConfig(), hidden), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
-            for _ in range(config.layers)
-        )
-        self.leave = nn.Linear(hidden, dim)
-
-    def initial(self) -> dict[str, Init]:
-        """See `hdm.model.init`."""
-        return {"leave.weight": zeros, "leave.bias": zeros}
 
     def forward(self, time: Float[Tensor, "B 1 D"]) -> Mapping[str, Modulation | None]:
         """See AdaLN. Vector i of a sublayer, in the order scale, shift, gate, has number v s + i, of v vectors and sublayer s."""
@@ -247,11 +289,9 @@ class Hyper(AdaLN):
         number = torch.arange(len(self.sublayers) * vectors, dtype=torch.float64, device=time.device)
         angle = number[:, None] * 1e4 ** -(torch.arange(16, dtype=torch.float64, device=time.device) / 16)
         slot = torch.cat([angle.cos(), angle.sin()], dim=-1).to(time.dtype).expand(len(time), -1, -1)
-        y = self.enter(torch.cat([time.expand(-1, len(number), -1), slot], dim=-1))
-        for layer in self.layers:
-            y = y + layer(y)
-        raw = self.leave(y).unflatten(1, (-1, vectors)).flatten(2)
-        return {name: _split(each, self.gate) for name, each in zip(self.sublayers, raw.split(1, dim=1))}
+        raw = self.vectors(torch.cat([time.expand(-1, len(number), -1), slot], dim=-1))
+        each = raw.reshape(len(time), len(self.sublayers), -1).chunk(len(self.sublayers), dim=1)
+        return {name: _split(vector, self.gate) for name, vector in zip(self.sublayers, each)}
 
 
 @ADALN.register("single", SingleConfig)
@@ -296,6 +336,10 @@ class NoAdaLN(AdaLN):
 
 def _mlp(dim: int, vectors: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, vectors * dim))
+
+
+def _active(time: Float[Tensor, "B 1 D"], activation: Activation) -> Float[Tensor, "B 1 D"]:
+    return F.silu(time) if activation is Activation.silu else time
 
 
 def _vectors(gate: Gate, *, shift: bool = True) -> int:

@@ -7,6 +7,7 @@ its own between self-attention and MLP, inside the adaLN wrapper; the others rep
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from hdm.config.registry import option
 from hdm.config.schema import ModelConfig, QKNorm, RunConfig
 from hdm.model.attention import CrossAttention, Layout
 from hdm.model.encoding import Encoding
-from hdm.model.init import Init, constant, zeros
+from hdm.model.init import Init, constant, normal, zeros
 
 
 class Pairing(Enum):
@@ -28,9 +29,26 @@ class Pairing(Enum):
     deepest = "deepest"
 
 
+class Start(Enum):
+    """The law of a matrix's initial values."""
+
+    uniform = "uniform"
+    normal = "normal"
+
+
+class GateOf(Enum):
+    """What the gate of `gated` depends on."""
+
+    tokens = "tokens"
+    channel = "channel"
+    time = "time"
+
+
 @dataclass(kw_only=True, slots=True)
 class MergeConfig:
     """What all merges have in common."""
+
+    needs: ClassVar[dict[str, str]] = {"skips": "it takes encoder states into the decoder"}
 
     pairing: Pairing = option(Pairing.mirror, "mirror: decoder i takes encoder n-1-i (report); deepest: the last one (upstream)")
 
@@ -45,6 +63,10 @@ class CrossConfig(MergeConfig):
 @dataclass(kw_only=True, slots=True)
 class ConcatConfig(MergeConfig):
     """W [x; s] + b before the block, with no residual around it (U-ViT)."""
+
+    start: Start = option(
+        Start.uniform, "initial values: uniform in +-1/sqrt(2 dim), as all layers here; normal: std 0.02, bias 0 (U-ViT)"
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,12 +114,20 @@ class MpCatConfig(ShareConfig):
 
 @dataclass(kw_only=True, slots=True)
 class GatedConfig(MergeConfig):
-    """x + sigmoid(G [x; s] + b) * (W s), W starting at zero."""
+    """x + gate * s, the identity at the start; by default x + sigmoid(G [x; s] + b) * (W s), W starting at zero."""
+
+    gate: GateOf = option(
+        GateOf.tokens,
+        "tokens: sigmoid(G [x; s] + b) * (W s); channel: g * s, g learned, from 0;"
+        " time: (W silu(time) + b) * s, from 0, as adaLN-Zero makes its gates",
+    )
 
 
 @dataclass(kw_only=True, slots=True)
 class NoneConfig(MergeConfig):
     """x: encoder states are not used."""
+
+    needs: ClassVar[dict[str, str]] = {}
 
 
 class Merge(nn.Module):
@@ -136,7 +166,12 @@ class Concat(Merge):
 
     def __init__(self, config: ConcatConfig, size: ModelConfig, encoding: Encoding) -> None:
         super().__init__(config, size, encoding)
+        self.start = config.start
         self.proj = nn.Linear(2 * size.dim, size.dim)
+
+    def initial(self) -> dict[str, Init]:
+        """See `hdm.model.init`. U-ViT cuts its normal law at +-2, a hundred standard deviations away."""
+        return {} if self.start is Start.uniform else {"proj.weight": normal(0.02), "proj.bias": zeros}
 
     def forward(self, x: Float[Tensor, "B T D"], s: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """See Merge."""
@@ -232,20 +267,35 @@ class MpCat(Merge):
 
 @MERGE.register("gated", GatedConfig)
 class Gated(Merge):
-    """See GatedConfig; the identity at the start."""
+    """See GatedConfig."""
 
     def __init__(self, config: GatedConfig, size: ModelConfig, encoding: Encoding) -> None:
         super().__init__(config, size, encoding)
-        self.gate = nn.Linear(2 * size.dim, size.dim)
-        self.proj = nn.Linear(size.dim, size.dim, bias=False)
+        self.of = config.gate
+        match config.gate:
+            case GateOf.tokens:
+                self.gate = nn.Linear(2 * size.dim, size.dim)
+                self.proj = nn.Linear(size.dim, size.dim, bias=False)
+            case GateOf.channel:
+                self.scale = nn.Parameter(torch.empty(size.dim))
+            case GateOf.time:
+                self.timed = nn.Linear(size.dim, size.dim)
 
     def initial(self) -> dict[str, Init]:
         """See `hdm.model.init`."""
-        return {"proj.weight": zeros}
+        names = {GateOf.tokens: ["proj.weight"], GateOf.channel: ["scale"], GateOf.time: ["timed.weight", "timed.bias"]}[self.of]
+        return dict.fromkeys(names, zeros)
 
     def forward(self, x: Float[Tensor, "B T D"], s: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """See Merge."""
-        return x + self.gate(torch.cat([x, s], dim=-1)).sigmoid() * self.proj(s)
+        match self.of:
+            case GateOf.tokens:
+                return x + self.gate(torch.cat([x, s], dim=-1)).sigmoid() * self.proj(s)
+            case GateOf.channel:
+                return x + self.scale.to(s.dtype) * s
+            case GateOf.time:
+                time: Tensor = layout.time  # type: ignore[attr-defined]
+                return x + self.timed(F.silu(time)).to(s.dtype) * s
 
 
 @MERGE.register("none", NoneConfig)

@@ -19,10 +19,14 @@ from hdm.model.init import Init, constant, zeros
 class RmsConfig:
     """x / rms(x) * gain (Zhang & Sennrich, 2019)."""
 
+    affine: bool = option(True, "a learned gain; false where adaLN's scale is all there is (HDiT, LightningDiT)")
+
 
 @dataclass(kw_only=True, slots=True)
 class LayerConfig:
     """(x - mean(x)) / std(x) * gain + bias (Ba et al., 2016)."""
+
+    affine: bool = option(True, "learned gain and bias; false where adaLN's scale and shift are all there are (DiT, PixArt)")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,15 +37,21 @@ class DynamicTanhConfig:
 
 
 class Norm(nn.Module):
-    """Maps a vector of `dim` channels to one of bounded size; the learned gain starts at 1."""
+    """Maps a vector of `dim` channels to one of bounded size; the learned gain, where there is one, starts at 1."""
 
-    def __init__(self, config: object, dim: int) -> None:
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, dim: int, *, gain: bool = True, bias: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim))
+        self.dim = dim
+        self.weight = nn.Parameter(torch.empty(dim)) if gain else None
+        self.bias = nn.Parameter(torch.empty(dim)) if bias else None
 
     def initial(self) -> dict[str, Init]:
         """See `hdm.model.init`."""
-        return {"weight": constant(1.0)}
+        laws = {"weight": constant(1.0), "bias": zeros}
+        return {name: law for name, law in laws.items() if getattr(self, name) is not None}
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Return the normed `x`, in its own dtype."""
@@ -52,10 +62,12 @@ class Norm(nn.Module):
 class RMSNorm(Norm):
     """Over the last dimension, with eps 1e-6 (spec 1.2)."""
 
+    def __init__(self, config: RmsConfig, dim: int) -> None:
+        super().__init__(dim, gain=config.affine)
+
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """See Norm."""
-        # An fp32 gain beside a bf16 stream would lose the fused kernel and return fp32.
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
+        return F.rms_norm(x, (self.dim,), _as(self.weight, x), eps=1e-6)
 
 
 @NORM.register("layer", LayerConfig)
@@ -63,31 +75,28 @@ class LayerNorm(Norm):
     """Over the last dimension, with eps 1e-6."""
 
     def __init__(self, config: LayerConfig, dim: int) -> None:
-        super().__init__(config, dim)
-        self.bias = nn.Parameter(torch.empty(dim))
-
-    def initial(self) -> dict[str, Init]:
-        """See `hdm.model.init`."""
-        return {"weight": constant(1.0), "bias": zeros}
+        super().__init__(dim, gain=config.affine, bias=config.affine)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """See Norm."""
-        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype), eps=1e-6).to(x.dtype)
+        return F.layer_norm(x, (self.dim,), _as(self.weight, x), _as(self.bias, x), eps=1e-6).to(x.dtype)
 
 
 @NORM.register("dynamic_tanh", DynamicTanhConfig)
 class DynamicTanh(Norm):
     """See DynamicTanhConfig."""
 
+    weight: nn.Parameter
+    bias: nn.Parameter
+
     def __init__(self, config: DynamicTanhConfig, dim: int) -> None:
-        super().__init__(config, dim)
-        self.start, self.dim = config.init, dim
-        self.bias = nn.Parameter(torch.empty(dim))
+        super().__init__(dim, bias=True)
+        self.start = config.init
         self.alpha = nn.Parameter(torch.empty(1))
 
     def initial(self) -> dict[str, Init]:
         """See `hdm.model.init`."""
-        return {"weight": constant(1.0), "bias": zeros, "alpha": constant(self.start)}
+        return Norm.initial(self) | {"alpha": constant(self.start)}
 
     def fan_in(self) -> dict[str, int]:
         """See `hdm.train.optimizer`. The scalar stands for a gain of D equal channels."""
@@ -96,3 +105,8 @@ class DynamicTanh(Norm):
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """See Norm."""
         return torch.tanh(self.alpha.to(x.dtype) * x) * self.weight.to(x.dtype) + self.bias.to(x.dtype)
+
+
+def _as(parameter: nn.Parameter | None, x: Tensor) -> Tensor | None:
+    """The parameter in the dtype of `x`: an fp32 gain beside a bf16 stream would lose the fused kernel and return fp32."""
+    return None if parameter is None else parameter.to(x.dtype)

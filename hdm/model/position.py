@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hdm.config.axes import POSITION
 from hdm.config.registry import option
+from hdm.config.schema import RunConfig
 
 
 class Origin(Enum):
@@ -44,6 +45,31 @@ class BboxConfig:
     edges: Edges = option(Edges.exact, "exact token centres, or those of a map resampled from latent pixels (spec 1.3 g)")
 
 
+class Interpolation(Enum):
+    """What becomes of token numbers on a grid of another size than the base."""
+
+    none = "none"
+    base = "base"
+
+
+@dataclass(kw_only=True, slots=True)
+class IntegerConfig:
+    """Token numbers: the token in row i and column j of the whole image lies at (i, j) (DiT, EVA, Flux)."""
+
+    interpolation: Interpolation = option(
+        Interpolation.none, "none: the numbers themselves; base: i x base / rows / scale, likewise for columns (PixArt, MicroDiT)"
+    )
+    base: int = option(16, "tokens along the side of the square image that the encoding's scales are relative to")
+    scale: float = option(1.0, "divisor of interpolated numbers")
+
+    def check(self, run: RunConfig) -> None:
+        """Refuse a grid of no size."""
+        from hdm.config.check import require
+
+        require(self.base > 0, f"position.base={self.base}: must be above 0")
+        require(self.scale > 0, f"position.scale={self.scale}: must be above 0")
+
+
 class PositionMap(nn.Module):
     """Coordinates (y, x) of the tokens of a grid laid over a view. A square image covers `square` = (low, high) on both axes."""
 
@@ -51,10 +77,14 @@ class PositionMap(nn.Module):
 
     def forward(self, view: Float[Tensor, "B 6"], grid: tuple[int, int]) -> Float[Tensor, "B N 2"]:
         """Row by row, N = rows * columns."""
-        image, start, size = view[:, 0:2], view[:, 2:4], view[:, 4:6]
-        y, x = (self.coordinate(start[:, a, None] + size[:, a, None] * self.centres(grid[a], view), image, axis=a) for a in (0, 1))
+        y, x = (self.along(view, grid[axis], axis=axis) for axis in (0, 1))
         y, x = y[:, :, None].expand(-1, *grid), x[:, None, :].expand(-1, *grid)
         return torch.stack([y, x], dim=-1).flatten(1, 2)
+
+    def along(self, view: Float[Tensor, "B 6"], count: int, *, axis: int) -> Float[Tensor, "B T"]:
+        """Coordinates of the `count` tokens along one `axis` (0: y, 1: x) of the view."""
+        start, size = view[:, 2 + axis, None], view[:, 4 + axis, None]
+        return self.coordinate(start + size * self.centres(count, view), view[:, 0:2], axis=axis)
 
     def centres(self, count: int, like: Tensor) -> Float[Tensor, " T"]:
         """Centres of `count` tokens along one side of the view, whose length is 1."""
@@ -105,3 +135,21 @@ class Bbox(PositionMap):
     def coordinate(self, pixel: Float[Tensor, "B T"], image: Float[Tensor, "B 2"], *, axis: int) -> Float[Tensor, "B T"]:
         """The longer side covers [-1, 1]."""
         return (2 * pixel - image[:, axis, None]) / image.amax(dim=1, keepdim=True)
+
+
+@POSITION.register("integer", IntegerConfig)
+class Integer(PositionMap):
+    """See IntegerConfig. A token is as large as the view's: a crop has the numbers that its tokens have in the whole image."""
+
+    def __init__(self, config: IntegerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.square = (-0.5, config.base - 0.5)
+
+    def along(self, view: Float[Tensor, "B 6"], count: int, *, axis: int) -> Float[Tensor, "B T"]:
+        """The first token of the image has number 0."""
+        image, start, size = view[:, axis, None], view[:, 2 + axis, None], view[:, 4 + axis, None]
+        number = start * count / size + torch.arange(count, dtype=view.dtype, device=view.device)
+        if self.config.interpolation is Interpolation.none:
+            return number
+        return number * (self.config.base / self.config.scale) * size / count / image

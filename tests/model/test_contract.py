@@ -7,10 +7,10 @@ from nano import MODEL_AXES, architecture, inputs, network
 from hdm.config.axes import discover
 from hdm.config.schema import QKNorm
 from hdm.model import build
-from hdm.model.adaln import Gate, Triples
-from hdm.model.encoding import Spacing
-from hdm.model.merge import Pairing
-from hdm.model.position import Edges, Origin
+from hdm.model.adaln import Activation, Gate, Triples
+from hdm.model.encoding import Order, Pairs, Spacing, TextPosition
+from hdm.model.merge import GateOf, Pairing, Start
+from hdm.model.position import Edges, Interpolation, Origin
 from hdm.model.xut import Residual
 
 # Every variant with its defaults, and every option that takes another path through the code.
@@ -24,6 +24,18 @@ CASES = [{axis: name} for axis in MODEL_AXES for name in discover()[axis].names(
     {"mlp": ("gelu", {"width": 1.0})},
     {"norm": "dynamic_tanh", "adaln": "scale_only"},
     {"norm": "layer", "backbone": ("xut", {"residual": Residual.normed})},
+    {"merge": ("concat", {"start": Start.normal})},
+    {"merge": ("gated", {"gate": GateOf.channel})},
+    {"norm": ("rms", {"affine": False})},
+    {"norm": ("layer", {"affine": False}), "adaln": ("per_layer", {"gate": Gate.zero, "activation": Activation.silu})},
+    {"adaln": ("no_shift", {"activation": Activation.silu})},
+    {"adaln": ("shared_one", {"activation": Activation.none})},
+    {"adaln": ("scale_only", {"mapping": 2})},
+    {"adaln": ("scale_only", {"gate": Gate.zero})},
+    {"encoding": ("axial_rope", {"spacing": Spacing.lang, "order": Order.blocks, "sincos": True}), "position": "integer"},
+    {"encoding": ("axial_rope", {"spacing": Spacing.log_open, "pairs": Pairs.half_split, "learned": True})},
+    {"encoding": ("flux_rope", {"text": TextPosition.index})},
+    {"position": ("integer", {"interpolation": Interpolation.base, "scale": 2.0}), "encoding": "sincos_abs"},
     {"position": ("rect1", {"origin": Origin.corner})},
     {"position": ("bbox", {"edges": Edges.resampled})},
     {"encoding": ("axial_rope", {"fraction": 1.0, "learned": True, "spacing": Spacing.constant})},
@@ -43,7 +55,7 @@ CASES = [{axis: name} for axis in MODEL_AXES for name in discover()[axis].names(
     {"size": {"post_depth": 0, "pre_depth": 0, "enc_blocks": 2}},
     *(
         {"adaln": (name, {"gate": gate})}
-        for name in ("shared", "shared_mlp1", "per_layer", "no_shift", "single", "hyper")
+        for name in ("shared", "shared_mlp1", "shared_one", "per_layer", "no_shift", "single", "hyper")
         for gate in (Gate.zero, Gate.none)
     ),
 ]

@@ -6,34 +6,40 @@ import pytest
 import torch
 
 from hdm.config.compose import compose
-from hdm.config.schema import MODELS, QKNorm
+from hdm.config.schema import MODELS, Final, QKNorm
 from hdm.model import XUT, Architecture, build
 from hdm.model.adaln import (
+    Activation,
     Gate,
     HyperConfig,
     NoShiftConfig,
     PerLayerConfig,
     ScaleOnlyConfig,
     SharedMlp1Config,
+    SharedOneConfig,
     SingleConfig,
     Triples,
 )
 from hdm.model.adaln import NoneConfig as NoAdaLNConfig
 from hdm.model.attention import FullConfig
-from hdm.model.encoding import AxialRopeConfig
+from hdm.model.embed import PatchOutput, final_modulation
+from hdm.model.encoding import AxialRopeConfig, CoordChannelsConfig, FluxRopeConfig, LearnedAbsConfig, NopeConfig, SincosAbsConfig
+from hdm.model.mapping import Approximator
 from hdm.model.merge import (
     AddConfig,
     ConcatConfig,
     CrossConfig,
     GatedConfig,
+    GateOf,
     LerpConfig,
     MpCatConfig,
     MpSumConfig,
     NoneConfig,
+    Start,
     WeightedAddConfig,
 )
 from hdm.model.mlp import GeluConfig
-from hdm.model.norm import DynamicTanhConfig, LayerConfig
+from hdm.model.norm import DynamicTanhConfig, LayerConfig, RmsConfig
 
 LEARNED = AxialRopeConfig(fraction=1.0, learned=True)
 D = 1024
@@ -89,7 +95,10 @@ def test_parts_of_base():
         (MpSumConfig(), 0),
         (MpCatConfig(), 2 * D * D),
         (ConcatConfig(), 2_098_176),
+        (ConcatConfig(start=Start.normal), 2_098_176),
         (GatedConfig(), 3 * D * D + D),
+        (GatedConfig(gate=GateOf.channel), D),
+        (GatedConfig(gate=GateOf.time), D * D + D),
     ],
 )
 def test_merges(merge, each):
@@ -107,9 +116,13 @@ def test_merges(merge, each):
         (SharedMlp1Config(triples=Triples.kind), 41_958_400),
         (PerLayerConfig(), 138_547_200),
         (SingleConfig(), 3 * (3 * D * D + 3 * D) + 44 * 3 * D),
+        (SharedOneConfig(), 9 * (D * D + D)),
+        (PerLayerConfig(activation=Activation.silu), 138_547_200),
         (PerLayerConfig(gate=Gate.none), 44 * 2 * (D * D + D)),
         (NoShiftConfig(), 44 * 2 * (D * D + D)),
         (ScaleOnlyConfig(), 44 * D * D),
+        (ScaleOnlyConfig(gate=Gate.zero), 44 * 2 * D * D),
+        (ScaleOnlyConfig(mapping=2), 44 * D * D + 2 * (9 * D * D + D) + 2 * D),
         (HyperConfig(), (D + 32 + 1) * D + 5 * (2 * (D * D + D) + D) + D * D + D),
         (HyperConfig(width=5.0), 267_797_504 + (D - 32) * 5 * D),  # Chroma's has 64 inputs, ours D + 32
     ],
@@ -122,6 +135,10 @@ def test_adaln_of_base(adaln, expected):
     ("adaln", "expected"),
     [
         (PerLayerConfig(), 151_142_400),
+        (PerLayerConfig(gate=Gate.zero, activation=Activation.silu), 151_142_400),
+        (SharedOneConfig(), 6_297_600),
+        (SharedMlp1Config(), 16_786_432),
+        (SharedMlp1Config(triples=Triples.family), 29_372_416),
         (SingleConfig(), 6_447_104 - 2 * D),
         (PerLayerConfig(gate=Gate.none), 100_761_600),
         (NoShiftConfig(), 100_761_600),
@@ -134,11 +151,52 @@ def test_adaln_of_24_plain_blocks(adaln, expected):
     assert count(built(adaln=adaln, size=size, merge=NoneConfig()).adaln) == expected
 
 
+def test_final_modulations():
+    """DiT's last layer has 2,099,200 parameters of its own; PixArt's table makes adaLN-single of 24 blocks 6,447,104."""
+    with torch.device("meta"):
+        assert count(final_modulation(Final.adaln, D)) == 2_099_200
+        size = dataclasses.replace(MODELS["base"], depth=5)
+        single = built(adaln=SingleConfig(gate=Gate.zero), size=size, merge=NoneConfig()).adaln
+        assert count(single) + count(final_modulation(Final.table, D)) == 6_447_104
+        assert count(PatchOutput(4, D, 2, final=final_modulation(Final.adaln, D))) == 16_400 + 2_099_200
+
+
+@pytest.mark.parametrize(("dim", "expected"), [(1024, 267_797_504), (3072, 278_285_312)])
+def test_chromas_approximator(dim, expected):
+    """64 inputs, 5 layers of 5120 channels; Flux's modulations, which it replaces, have 3,247,448,064 parameters."""
+    with torch.device("meta"):
+        assert count(Approximator(64, 5120, dim, layers=5)) == expected
+    double, single = 19 * 2 * (6 * 3072 * 3073), 38 * 3 * 3072 * 3073
+    assert double + single + 2 * 3072 * 3073 == 3_247_448_064
+    assert 19 * 2 * 6 + 38 * 3 + 2 == 344
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        (AxialRopeConfig(), 0),
+        (AxialRopeConfig(sincos=True), 0),
+        (FluxRopeConfig(), 0),
+        (SincosAbsConfig(), 0),
+        (NopeConfig(), 0),
+        (LearnedAbsConfig(extent=1.0, text=77), (256 + 77) * D),  # U-ViT's table has one entry more, for time
+        (CoordChannelsConfig(), 2 * 2 * 2 * D),
+    ],
+    ids=str,
+)
+def test_encodings_of_base(encoding, expected):
+    model = built(encoding=encoding)
+    assert count(model.encoding) == expected
+    assert count(model) == 343_163_920 + expected
+
+
 @pytest.mark.parametrize(
     ("fields", "more"),
     [
         ({"norm": LayerConfig()}, 44 * D),
         ({"norm": DynamicTanhConfig()}, 44 * (D + 1)),
+        ({"norm": RmsConfig(affine=False)}, -44 * D),
+        ({"norm": LayerConfig(affine=False)}, -44 * D),
         ({"mlp": GeluConfig()}, -20 * 3072 // 2),
         ({"mlp": GeluConfig(width=1.0)}, -20 * (D * 3072 + 3072)),
         ({"attention": FullConfig(qk_norm=QKNorm.rms)}, 20 * 2 * 128),

@@ -1,14 +1,18 @@
 """Merges against their equations in float64 numpy (spec 2)."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
-from nano import SIZE, network
+from nano import SIZE, inputs, network
 
 from hdm.config.axes import ENCODING, MERGE, discover
+from hdm.model.adaln import Gate
 from hdm.model.attention import Layout
 from hdm.model.encoding import NopeConfig
 from hdm.model.init import initialize
+from hdm.model.merge import GateOf, Start
 from hdm.train.optimizer import fan_ins
 
 discover()
@@ -86,3 +90,72 @@ def test_scalars_have_the_rate_of_a_gain():
     for merge, names in (("lerp", ["factor"]), (("weighted_add", {"both": True}), ["scale", "stream"])):
         fans = fan_ins(network(merge=merge))
         assert {fans[f"decoder.{i}.0.merge.{name}"] for i in range(2) for name in names} == {SIZE.dim}
+
+
+def test_lerp_is_torchs():
+    merge = built("lerp", init=0.3)
+    expected = torch.lerp(torch.from_numpy(S), torch.from_numpy(X), merge.factor.double().item())
+    np.testing.assert_allclose(merged(merge), expected, rtol=0, atol=1e-12)
+
+
+@dataclass(kw_only=True, slots=True)
+class Timed(Layout):
+    """A layout that carries the time embedding."""
+
+    time: torch.Tensor
+
+
+def test_gated_by_its_tokens_by_a_channel_and_by_the_time():
+    tokens, channel, time = (built("gated", gate=gate) for gate in GateOf)
+    for merge in (tokens, channel):
+        np.testing.assert_array_equal(merged(merge), X)  # the identity at the start
+    draw = np.random.default_rng(4)
+    w, g, h, b = (draw.standard_normal(shape) for shape in ((SIZE.dim, SIZE.dim), SIZE.dim, (SIZE.dim, SIZE.dim), SIZE.dim))
+    with torch.no_grad():
+        tokens.proj.weight.copy_(torch.from_numpy(w)), channel.scale.copy_(torch.from_numpy(g))
+    odds = np.concatenate([X, S], axis=-1) @ tokens.gate.weight.detach().numpy().T + tokens.gate.bias.detach().numpy()
+    np.testing.assert_allclose(merged(tokens), X + 1 / (1 + np.exp(-odds)) * (S @ w.T), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(merged(channel), X + g * S, rtol=0, atol=1e-12)
+
+    t = draw.standard_normal((len(X), 1, SIZE.dim))
+    given = torch.from_numpy(X), torch.from_numpy(S), Timed(position=torch.zeros(2, 5, 2), time=torch.from_numpy(t))
+    assert torch.equal(time(*given), given[0])
+    with torch.no_grad():
+        time.timed.weight.copy_(torch.from_numpy(h)), time.timed.bias.copy_(torch.from_numpy(b))
+    expected = X + ((t / (1 + np.exp(-t))) @ h.T + b) * S
+    np.testing.assert_allclose(time(*given).detach(), expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.skipif("time" not in Layout.__dataclass_fields__, reason="a layout does not carry the time embedding yet")
+@pytest.mark.parametrize("adaln", ["shared", "none"])
+def test_gated_by_the_time_in_the_network(adaln):
+    """The identity at the start; later the gate moves with the timestep, though nothing else reads it where gates are zero."""
+    fields = {"gate": Gate.zero} if adaln == "shared" else {}
+    plain, model = (network(perturbed=False, merge=m, adaln=(adaln, fields)) for m in ("none", ("gated", {"gate": GateOf.time})))
+    given = inputs(model)
+    assert torch.equal(given.run(model), given.run(plain))
+    model.train()
+    given.run(model, routed=True).square().sum().backward()
+    assert all(model.decoder[i][0].merge.timed.weight.grad.any() for i in range(2))
+
+
+def test_the_start_of_concat():
+    """U-ViT's law is a normal one of std 0.02; its cut at +-2 lies a hundred standard deviations away."""
+    wide = {"size": {"dim": 256, "heads": 4, "head_dim": 64, "mlp_dim": 384}}
+    uniform, normal = (
+        network(perturbed=False, merge=("concat", {"start": start}), **wide).decoder[0][0].merge.proj for start in Start
+    )
+    assert not normal.bias.any() and uniform.bias.any()
+    assert uniform.weight.abs().max() <= 512**-0.5
+    assert uniform.weight.std().item() == pytest.approx((3 * 512) ** -0.5, rel=0.01)
+    assert normal.weight.std().item() == pytest.approx(0.02, rel=0.01)
+    standard = normal.weight.flatten() / 0.02
+    assert standard.pow(4).mean().item() == pytest.approx(3, abs=0.1)  # the kurtosis of a normal law
+    theirs = torch.nn.init.trunc_normal_(torch.empty(512, 256), std=0.02)
+    quantiles = torch.tensor([0.01, 0.1, 0.5, 0.9, 0.99])
+    torch.testing.assert_close(normal.weight.flatten().quantile(quantiles), theirs.flatten().quantile(quantiles), rtol=0, atol=1e-3)
+
+
+def test_every_merge_but_none_needs_skips():
+    for name in MERGE.names():
+        assert list(MERGE.get(name).config.needs) == ([] if name == "none" else ["skips"])

@@ -14,9 +14,9 @@ from hdm.config.axes import POSITION
 from hdm.model import full_view
 from hdm.model.attention import attend, rotate
 from hdm.model.encoding import AxialRope, AxialRopeConfig, LearnedAbs, LearnedAbsConfig, SincosAbs, SincosAbsConfig, Spacing
-from hdm.model.position import BboxConfig, Edges, Origin, Rect1Config
+from hdm.model.position import BboxConfig, Edges, IntegerConfig, Interpolation, Origin, Rect1Config
 
-MAPS = [Rect1Config(), Rect1Config(origin=Origin.corner), BboxConfig()]
+MAPS = [Rect1Config(), Rect1Config(origin=Origin.corner), BboxConfig(), IntegerConfig(base=4)]
 
 
 def positions(config, view, grid):
@@ -36,6 +36,23 @@ def test_bbox_of_a_portrait():
     map_ = positions(BboxConfig(), [128, 64, 0, 0, 128, 64], (8, 4)).view(8, 4, 2)
     np.testing.assert_allclose(map_[:, 0, 0], np.arange(8) * 0.25 - 0.875)
     np.testing.assert_allclose(map_[0, :, 1], np.arange(4) * 0.25 - 0.375)
+
+
+def test_integers_are_the_numbers_of_rows_and_columns():
+    """Whatever the shape; a crop starts at its first token's number, also when the crop is no whole number of tokens away."""
+    map_ = positions(IntegerConfig(), [48, 80, 0, 0, 48, 80], (3, 5))
+    assert map_.tolist() == [[[i, j] for i in range(3) for j in range(5)]]
+    crop = positions(IntegerConfig(), [96, 80, 24, 16, 64, 64], (4, 4)).view(4, 4, 2)
+    np.testing.assert_array_equal(crop[:, 0, 0], [1.5, 2.5, 3.5, 4.5])
+    np.testing.assert_array_equal(crop[0, :, 1], [1, 2, 3, 4])
+
+
+def test_interpolated_numbers_cover_the_base_grid_on_both_axes():
+    """i base / size / scale (PixArt): 64 tokens of 1024 px on a base of 64 at scale 2 go in halves, 32 rows in ones."""
+    config = IntegerConfig(interpolation=Interpolation.base, base=64, scale=2.0)
+    map_ = positions(config, [512, 1024, 0, 0, 512, 1024], (32, 64)).view(32, 64, 2)
+    np.testing.assert_array_equal(map_[:, 0, 0], np.arange(32) * 1.0)
+    np.testing.assert_array_equal(map_[0, :, 1], np.arange(64) * 0.5)
 
 
 @given(height=st.integers(16, 2048), width=st.integers(16, 2048))
