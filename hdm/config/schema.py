@@ -70,6 +70,20 @@ class ModelConfig:
         False, "recompute each block in the backward pass: less memory, about a third more compute"
     )
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of XUT at these sizes: (enc_b + dec_b) depth + N + M (spec 1.1)."""
+        return (self.enc_blocks + self.dec_blocks) * self.depth + self.pre_depth + self.post_depth
+
+
+@dataclass(kw_only=True, slots=True)
+class BackboneConfig:
+    """What stands between the last block of any backbone and the velocity (spec 1.2 and 3)."""
+
+    final_norm: bool = option(False, "a norm, of the norm axis, before the output layer; none in XUT")
+    final: Final = option(Final.none, "modulation behind that norm: none (XUT), adaln (DiT) or table (PixArt)")
+    zero_output: bool = option(False, "the output layer starts at zero (DiT); false: at std 1/dim^2 (XUT)")
+
 
 @dataclass(kw_only=True, slots=True)
 class CaptionConfig:

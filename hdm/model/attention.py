@@ -33,7 +33,8 @@ class Layout:
     """Where tokens are, and which of them are real.
 
     `rotation` holds exp(i angle) for the first 2P channels of each head, shared by all layers; None when the encoding rotates
-    nothing or each layer has frequencies of its own. `mask` is False for padding, which no token attends to; None: there is none.
+    nothing or each layer has frequencies of its own; with `halves` a pair is (i, i + P). `mask` is False for padding, which no token
+    attends to; None: there is none.
     The first `images` tokens are image tokens, row by row of `grid` (rows, columns), which is None when some are missing. Text that
     is not part of the sequence is in `text`.
     """
@@ -41,6 +42,7 @@ class Layout:
     position: Float[Tensor, "B T 2"]
     rotation: Complex[Tensor, "B H T P"] | None = None
     mask: Bool[Tensor, "B T"] | None = None
+    halves: bool = False
     images: int = 0
     grid: tuple[int, int] | None = None
     text: Float[Tensor, "B L C"] | None = None
@@ -49,6 +51,7 @@ class Layout:
     def take(self, index: Int[Tensor, "B K"], *, images: int = 0) -> "Layout":
         """The layout of some of the tokens, the first `images` of them image tokens, which are no grid any more."""
         return Layout(
+            halves=self.halves,
             images=images,
             text=self.text,
             text_mask=self.text_mask,
@@ -139,7 +142,7 @@ class Attention(nn.Module):
         if self.qk_norm is not None:
             q, k = self.qk_norm(q, k)
         rotation = layout.rotation if self.rope is None else self.rope(layout.position)
-        return rotate(q, rotation), rotate(k, rotation), v
+        return rotate(q, rotation, halves=layout.halves), rotate(k, rotation, halves=layout.halves), v
 
     def read(
         self, q: Float[Tensor, "B Q D"], k: Float[Tensor, "B T D"], v: Float[Tensor, "B T D"], layout: Layout
@@ -190,17 +193,24 @@ class CrossAttention(Attention):
         return self.out(self.read(self.q(x), k, v, layout))
 
 
-def rotate(x: Float[Tensor, "B H T C"], rotation: Complex[Tensor, "B H S P"] | None) -> Float[Tensor, "B H T C"]:
+def rotate(
+    x: Float[Tensor, "B H T C"], rotation: Complex[Tensor, "B H S P"] | None, *, halves: bool = False
+) -> Float[Tensor, "B H T C"]:
     """Multiply the channel pairs (0, 1), (2, 3) … of `x`, as complex numbers, by `rotation`, which may be longer; the rest passes.
 
-    The result has the precision of `rotation`. One complex product is two to four times faster than sines and cosines apart.
+    With `halves` the pairs are (0, P), (1, P + 1) … of the first 2P channels. The result has the precision of `rotation`. One
+    complex product is two to four times faster than sines and cosines apart.
     """
     if rotation is None:
         return x
     turned = 2 * rotation.shape[-1]
-    x = x.to(rotation.real.dtype)
-    pairs = torch.view_as_complex(x[..., :turned].reshape(*x.shape[:-1], -1, 2))
-    return torch.cat([torch.view_as_real(pairs * rotation[:, :, : x.shape[2]]).flatten(-2), x[..., turned:]], dim=-1)
+    head, rest = x[..., :turned].to(rotation.real.dtype), x[..., turned:].to(rotation.real.dtype)
+    rotation = rotation[:, :, : x.shape[2]]
+    if halves:
+        product = torch.complex(*head.chunk(2, dim=-1)) * rotation
+        return torch.cat([product.real, product.imag, rest], dim=-1)
+    pairs = torch.view_as_complex(head.reshape(*x.shape[:-1], -1, 2))
+    return torch.cat([torch.view_as_real(pairs * rotation).flatten(-2), rest], dim=-1)
 
 
 def attend(

@@ -14,20 +14,19 @@ from typing import ClassVar, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hdm.config.axes import ADALN, BACKBONE, ENCODING, MERGE, POSITION, TEXT_FUSION
+from hdm.config.axes import ADALN, BACKBONE, ENCODING, MERGE, NORM, POSITION, TEXT_FUSION
 from hdm.config.registry import option
-from hdm.config.schema import ModelConfig, RunConfig
+from hdm.config.schema import BackboneConfig, Final, ModelConfig, RunConfig
 from hdm.model.attention import FullConfig, Layout
 from hdm.model.backbone import Architecture, Condition, Route, Tap
 from hdm.model.block import Block, Place
 from hdm.model.embed import AspectEmbed, PatchEmbed, PatchOutput, TimeEmbed
 from hdm.model.init import Init, zeros
-from hdm.model.plain import blocks_of_xut
 from hdm.model.trunk import Pass, Trunk
 
 
 @dataclass(kw_only=True, slots=True)
-class HditConfig:
+class HditConfig(BackboneConfig):
     """An hourglass whose outer levels attend locally, with 2x2 token merges and splits (HDiT, Crowson et al., 2024).
 
     The time embedding has the width of the innermost level and is projected to each outer one; HDiT's mapping network has one
@@ -36,7 +35,10 @@ class HditConfig:
 
     implies: ClassVar[dict[str, str]] = {
         "merge": "lerp", "adaln": "scale_only", "norm": "rms", "attention": "neighborhood", "attention.qk_norm": "cosine",
-        "mlp": "geglu", "encoding": "axial_rope", "text_fusion": "cross_attn", "routing": "none",
+        "mlp": "geglu", "encoding": "axial_rope",
+        "encoding.spacing": "log_open", "encoding.high": "10.0", "encoding.order": "blocks",
+        "encoding.pairs": "half_split", "text_fusion": "cross_attn", "routing": "none", "backbone.final_norm": "true",
+        "backbone.zero_output": "true",
     }  # fmt: skip
     needs: ClassVar[dict[str, str]] = {
         "grid": "2x2 tokens are merged",
@@ -57,6 +59,10 @@ class HditConfig:
         m, half = run.model, 2 ** (self.levels - 1)
         require(self.levels >= 1, f"backbone.levels={self.levels}: must be 1 or more")
         require(
+            self.final is Final.none,
+            f"backbone.final={self.final.name}: the time embedding is wider than the outermost level of backbone=hdit; use none",
+        )
+        require(
             m.heads % half == 0 and m.mlp_dim % half == 0 and m.dim % (2 * half) == 0,
             f"backbone.levels={self.levels}: the outermost level has model.dim / {half} channels, which model.heads={m.heads},"
             f" model.mlp_dim={m.mlp_dim} or model.dim={m.dim} do not allow; use fewer levels or multiples of {half}",
@@ -69,7 +75,7 @@ class HditConfig:
 
     def count(self, size: ModelConfig) -> int:
         """Blocks of the innermost level."""
-        return blocks_of_xut(size) - 2 * self.outer * (self.levels - 1) if self.inner is None else self.inner
+        return size.blocks - 2 * self.outer * (self.levels - 1) if self.inner is None else self.inner
 
 
 class Level(nn.Module):
@@ -116,7 +122,8 @@ class HDiT(Trunk):
         self.text = TEXT_FUSION.build(a.text_fusion, a.context_dim, size.dim)
         self.position = POSITION.build(a.position)
         self.levels = nn.ModuleList(Level(a, number=i, owner=self) for i in range(config.levels))
-        self.out = PatchOutput(a.in_channels, self.outermost, size.patch)
+        norm = NORM.build(a.norm, self.outermost) if config.final_norm else None
+        self.out = PatchOutput(a.in_channels, self.outermost, size.patch, norm=norm, zero=config.zero_output)
 
     def initial(self) -> dict[str, Init]:
         """See Trunk."""
@@ -152,6 +159,7 @@ class HDiT(Trunk):
 
         time, (text, mask) = self.time(timestep) + self.aspect(condition.aspect), self.text(condition)
         layout = Layout(position=position, images=tokens.shape[1], grid=grid, text=text, text_mask=mask)
+        layout.halves = self.level(0).encoding.halves
         tokens, _ = self._through(0, tokens, layout, time=time, tap=tap, depth=0)
         return self.out(tokens, grid).to(x.dtype)
 
@@ -169,7 +177,7 @@ class HDiT(Trunk):
         level, grid = self.level(number), layout.grid
         assert grid is not None
         layout.rotation = level.encoding.rotation(layout.position)
-        p = Pass(layout=layout, whole=layout, modulation=level.adaln(level.time(time)), tap=tap, depth=depth)
+        p = Pass(layout=layout, whole=layout, time=time, modulation=level.adaln(level.time(time)), tap=tap, depth=depth)
         for block in level.down:
             tokens = self.run(cast(Block, block), tokens, p)
         if number == len(self.levels) - 1:

@@ -49,5 +49,9 @@ def joint_attention(
     q, k, v = (torch.cat(pair, dim=2) for pair in zip(*streams))
     rotation = layout.rotation if image.rope is None else image.rope(layout.position)
     scale = None if image.qk_norm is None else image.qk_norm.scale
-    read = attend(rotate(q, rotation), rotate(k, rotation), v, layout.mask, scale=scale).transpose(1, 2).flatten(2)
+    read = (
+        attend(rotate(q, rotation, halves=layout.halves), rotate(k, rotation, halves=layout.halves), v, layout.mask, scale=scale)
+        .transpose(1, 2)
+        .flatten(2)
+    )
     return image.out(read[:, :n]), None if text.ends else text.out(read[:, n:])

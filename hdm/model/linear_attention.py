@@ -78,4 +78,4 @@ class Linear(SelfAttention):
 
     def _turned(self, x: Float[Tensor, "B Q D"], layout: Layout) -> Float[Tensor, "B Q D"]:
         rotation = layout.rotation if self.rope is None else self.rope(layout.position)
-        return x if rotation is None else merge_heads(rotate(split_heads(x, self.heads), rotation))
+        return x if rotation is None else merge_heads(rotate(split_heads(x, self.heads), rotation, halves=layout.halves))

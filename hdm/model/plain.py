@@ -12,18 +12,16 @@ from torch import Tensor, nn
 
 from hdm.config.axes import BACKBONE
 from hdm.config.registry import option
-from hdm.config.schema import ModelConfig, RunConfig
+from hdm.config.schema import BackboneConfig, ModelConfig, RunConfig
 from hdm.model.block import Block, Place
 from hdm.model.trunk import Pass, Trunk
 
-_NO_U = {"skips": "a plain stack has no encoder states"}
-
 
 @dataclass(kw_only=True, slots=True)
-class PlainConfig:
+class PlainConfig(BackboneConfig):
     """What all plain stacks have in common."""
 
-    takes: ClassVar[dict[str, str]] = _NO_U
+    takes: ClassVar[dict[str, str]] = {"skips": "a plain stack has no encoder states"}
 
     blocks: int | None = option(None, "blocks in all; null: as many as XUT has at these sizes")
 
@@ -41,12 +39,7 @@ class PlainConfig:
 
     def count(self, size: ModelConfig) -> int:
         """The number of blocks."""
-        return blocks_of_xut(size) if self.blocks is None else self.blocks
-
-
-def blocks_of_xut(size: ModelConfig) -> int:
-    """Blocks of XUT: (enc_b + dec_b) depth + N + M (spec 1.1)."""
-    return (size.enc_blocks + size.dec_blocks) * size.depth + size.pre_depth + size.post_depth
+        return size.blocks if self.blocks is None else self.blocks
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,7 +47,9 @@ class DitConfig(PlainConfig):
     """A plain stack with adaLN-Zero, text by cross-attention (DiT: Peebles & Xie, 2023; text as in PixArt: Chen et al., 2023)."""
 
     implies: ClassVar[dict[str, str]] = {
-        "merge": "none", "adaln": "per_layer", "adaln.gate": "zero", "norm": "layer", "attention": "full",
+        "merge": "none", "adaln": "per_layer", "adaln.gate": "zero", "adaln.activation": "silu",
+        "norm": "layer", "norm.affine": "false",
+        "attention": "full", "backbone.final_norm": "true", "backbone.final": "adaln", "backbone.zero_output": "true",
         "attention.qkv_bias": "true", "mlp": "gelu", "encoding": "sincos_abs", "text_fusion": "cross_attn",
     }  # fmt: skip
 
@@ -64,7 +59,9 @@ class MmditConfig(PlainConfig):
     """Two streams with weights of their own and one attention over both, adaLN-Zero (SD3's MMDiT: Esser et al., 2024)."""
 
     implies: ClassVar[dict[str, str]] = {
-        "merge": "none", "adaln": "per_layer", "adaln.gate": "zero", "norm": "layer", "attention": "full",
+        "merge": "none", "adaln": "per_layer", "adaln.gate": "zero", "adaln.activation": "silu",
+        "norm": "layer", "norm.affine": "false",
+        "attention": "full", "backbone.final_norm": "true", "backbone.final": "adaln", "backbone.zero_output": "true",
         "attention.qkv_bias": "true", "attention.qk_norm": "rms", "mlp": "gelu", "encoding": "sincos_abs", "text_fusion": "mmdit",
     }  # fmt: skip
 
@@ -74,7 +71,9 @@ class SanaConfig(PlainConfig):
     """Linear attention and Mix-FFN, whose convolution supplies the positions; adaLN-single (SANA: Xie et al., 2024)."""
 
     implies: ClassVar[dict[str, str]] = {
-        "merge": "none", "adaln": "single", "adaln.gate": "zero", "norm": "layer", "attention": "linear", "mlp": "mix_ffn",
+        "merge": "none", "adaln": "single", "adaln.gate": "zero",
+        "norm": "layer", "norm.affine": "false", "attention": "linear", "mlp": "mix_ffn",
+        "backbone.final_norm": "true", "backbone.final": "table",
         "encoding": "nope", "text_fusion": "cross_attn", "text_fusion.norm": "true", "routing": "none",
     }  # fmt: skip
 

@@ -34,6 +34,15 @@ class RateConfig:
 
         require(0 <= self.rate < 1, f"routing.rate={self.rate}: must be at least 0 and below 1")
 
+    def require_decoder(self, run: RunConfig, name: str) -> None:
+        """Refuse a network that ends with the route."""
+        from hdm.config.check import require
+
+        require(
+            run.model.post_depth > 0,
+            f"model.post_depth=0: routing={name} needs blocks behind the route; set model.post_depth=1 or more",
+        )
+
 
 @dataclass(kw_only=True, slots=True)
 class TreadConfig(RateConfig):
@@ -88,7 +97,7 @@ class MaskMaeConfig(RateConfig):
 
         RateConfig.check(self, run)
         require(self.weight >= 0, f"routing.weight={self.weight}: must be 0 or above")
-        _has_decoder(run, "mask_mae")
+        self.require_decoder(run, "mask_mae")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,16 +113,7 @@ class SprintConfig(RateConfig):
     def check(self, run: RunConfig) -> None:
         """Refuse a network without a decoder."""
         RateConfig.check(self, run)
-        _has_decoder(run, "sprint")
-
-
-def _has_decoder(run: RunConfig, routing: str) -> None:
-    from hdm.config.check import require
-
-    require(
-        run.model.post_depth > 0,
-        f"model.post_depth=0: routing={routing} needs blocks behind the route; set model.post_depth=1 or more",
-    )
+        self.require_decoder(run, "sprint")
 
 
 @dataclass(kw_only=True, slots=True)

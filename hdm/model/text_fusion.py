@@ -103,7 +103,7 @@ class TextSublayer(nn.Module):
         k, v = self.kv(layout.text).chunk(2, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q(x), k, v))
         if self.modulated:
-            q = rotate(q, layout.rotation if self.rope is None else self.rope(layout.position))
+            q = rotate(q, layout.rotation if self.rope is None else self.rope(layout.position), halves=layout.halves)
         return self.out(attend(q, k, v, layout.text_mask).transpose(1, 2).flatten(2))
 
 

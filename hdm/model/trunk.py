@@ -19,12 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hdm.config.axes import ADALN, ENCODING, MERGE, POSITION, ROUTING, TEXT_FUSION
+from hdm.config.axes import ADALN, ENCODING, MERGE, NORM, POSITION, ROUTING, TEXT_FUSION
 from hdm.model.adaln import AdaLN, Modulation
 from hdm.model.attention import Layout
 from hdm.model.backbone import Architecture, Backbone, Condition, Route, Tap, Unlearned
 from hdm.model.block import Block, Place
-from hdm.model.embed import AspectEmbed, PatchEmbed, PatchOutput, TimeEmbed
+from hdm.model.embed import AspectEmbed, PatchEmbed, PatchOutput, TimeEmbed, final_modulation
 from hdm.model.encoding import Encoding
 from hdm.model.init import Init, materialize, zeros
 from hdm.model.position import PositionMap
@@ -42,6 +42,7 @@ class Pass:
 
     layout: Layout
     whole: Layout
+    time: Float[Tensor, "B 1 D"]
     modulation: Mapping[str, Modulation | None]
     tap: Tap | None = None
     kept: Int[Tensor, "B K"] | None = None
@@ -75,7 +76,10 @@ class Trunk(Backbone):
         self.blocks()
         sublayers = [name for block in self.modules() if isinstance(block, Block) for name in block.sublayers()]
         self.adaln: AdaLN = ADALN.build(a.adaln, size.dim, sublayers)
-        self.out = PatchOutput(a.in_channels, size.dim, size.patch)
+        end = a.backbone
+        norm = NORM.build(a.norm, size.dim) if end.final_norm else None
+        final = final_modulation(end.final, size.dim)
+        self.out = PatchOutput(a.in_channels, size.dim, size.patch, norm=norm, final=final, zero=end.zero_output)
 
     @abstractmethod
     def blocks(self) -> None:
@@ -134,10 +138,10 @@ class Trunk(Backbone):
         tokens = self.after(tokens, p)[:, : p.layout.images]
 
         if p.kept is not None:  # removed patches have no prediction
-            tokens = self.out.proj(tokens)
+            tokens = self.out.project(tokens, p.time)
             tokens = tokens.new_zeros(len(tokens), n, tokens.shape[2]).scatter(1, p.kept[..., None].expand_as(tokens), tokens)
             return self.out.lay(tokens, grid).to(x.dtype)
-        return self.out(tokens, grid).to(x.dtype)
+        return self.out(tokens, grid, p.time).to(x.dtype)
 
     def run(self, block: Block, tokens: Float[Tensor, "B T D"], p: Pass, *, state: Tensor | None = None) -> Float[Tensor, "B Q D"]:
         """Take a block of the network; the tap is filled behind the one that it asks for."""
@@ -170,15 +174,19 @@ class Trunk(Backbone):
         if absolute is not None:
             image = image + absolute.to(image.dtype)
         text, mask = self.text(condition)
+        learned = self.encoding.embed_text(text.shape[1]) if self.text.joins else None
+        if learned is not None:
+            text = text + learned.to(text.dtype)
         tokens = torch.cat([image, *([text] if self.text.joins else []), *([time] if self.adaln.as_token else [])], dim=1)
 
         position = nn.functional.pad(condition.position, (0, 0, 0, tokens.shape[1] - n))  # text lies at (0, 0)
-        whole = Layout(position=position, rotation=self.encoding.rotation(position), images=n, grid=grid)
+        whole = Layout(position=position, rotation=self.encoding.rotation(position, n), images=n, grid=grid)
+        whole.halves = self.encoding.halves
         if not self.text.joins:
             whole.text, whole.text_mask = text, mask
         elif mask is not None:
             whole.mask = nn.functional.pad(mask, (n, tokens.shape[1] - n - mask.shape[1]), value=True)
-        return tokens, Pass(layout=whole, whole=whole, modulation=self.adaln(time), tap=tap)
+        return tokens, Pass(layout=whole, whole=whole, time=time, modulation=self.adaln(time), tap=tap)
 
     def tap_width(self, depth: int) -> int:
         """See Backbone."""

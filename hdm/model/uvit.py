@@ -8,15 +8,13 @@ from torch import Tensor, nn
 
 from hdm.config.axes import BACKBONE
 from hdm.config.registry import option
-from hdm.config.schema import ModelConfig, RunConfig
+from hdm.config.schema import BackboneConfig, ModelConfig, RunConfig
 from hdm.model.block import Block, Place
-from hdm.model.merge import Pairing
-from hdm.model.plain import blocks_of_xut
 from hdm.model.trunk import Pass, Trunk
 
 
 @dataclass(kw_only=True, slots=True)
-class UvitConfig:
+class UvitConfig(BackboneConfig):
     """Each block of the second half merges its mirror in the first; time and text are tokens (U-ViT, Bao et al., 2023).
 
     The outer `model.pre_depth` pairs of blocks are never routed, so that the two ends of each skip see the same tokens.
@@ -24,7 +22,7 @@ class UvitConfig:
 
     implies: ClassVar[dict[str, str]] = {
         "merge": "concat", "adaln": "none", "norm": "layer", "attention": "full", "mlp": "gelu", "encoding": "learned_abs",
-        "text_fusion": "concat",
+        "text_fusion": "concat", "backbone.final_norm": "true",
     }  # fmt: skip
     takes: ClassVar[dict[str, str]] = {"free_decoder": "its last blocks merge states of the first, of the same tokens"}
 
@@ -37,14 +35,14 @@ class UvitConfig:
         count, routes = self.count(run.model), getattr(run.routing, "routes", 1)
         require(count % 2 == 1 and count > 0, f"backbone.blocks={count}: must be odd, two halves and a middle; use {count + 1}")
         require(
-            run.merge.pairing is Pairing.mirror,
+            run.merge.pairing.name == "mirror",
             f"merge.pairing={run.merge.pairing.name}: backbone=uvit pairs mirrored blocks; use mirror, or backbone=xut",
         )
         require(routes == 1, f"routing.routes={routes}: a U has one route, around all of its skips; set 1 or use backbone=dit")
 
     def count(self, size: ModelConfig) -> int:
         """The number of blocks."""
-        return blocks_of_xut(size) // 2 * 2 + 1 if self.blocks is None else self.blocks
+        return size.blocks // 2 * 2 + 1 if self.blocks is None else self.blocks
 
 
 @BACKBONE.register("uvit", UvitConfig)

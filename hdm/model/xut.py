@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hdm.config.axes import BACKBONE
 from hdm.config.registry import option
-from hdm.config.schema import RunConfig
+from hdm.config.schema import BackboneConfig, RunConfig
 from hdm.model.block import Block, Place
 from hdm.model.merge import Pairing
 from hdm.model.trunk import Pass, Trunk
@@ -31,7 +31,7 @@ class Residual(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class XUTConfig:
+class XUTConfig(BackboneConfig):
     """The Xross-U-Transformer of the HDM report."""
 
     residual: Residual = option(

@@ -70,7 +70,8 @@ def test_upstream_is_all_of_them_at_once():
         "encoding.high": 5.0, "routing": "tread", "routing.rate": 0.5, "text_fusion": "concat", "text_fusion.mask": False,
         "attention.qkv_bias": False, "routing.ordered": True, "routing.routes": 1, "text_fusion.norm": False,
         "text_fusion.norm_gain": 0.01,
-        "norm.affine": True, "encoding.base": 16, "encoding.theta": 1e4, "encoding.order": "alternating",
+        "norm.affine": True, "backbone.final_norm": False, "backbone.final": "none", "backbone.zero_output": False,
+        "encoding.base": 16, "encoding.theta": 1e4, "encoding.order": "alternating",
         "encoding.pairs": "interleaved", "encoding.sincos": False,
         "model.heads": 16, "model.head_dim": 64,
     }  # fmt: skip
