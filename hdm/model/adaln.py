@@ -8,7 +8,7 @@ kind: `attn`, `merge` or `mlp`. Only sublayers that exist are named, so that no 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +100,8 @@ class SingleConfig:
 @dataclass(kw_only=True, slots=True)
 class NoneConfig:
     """No modulation; the time embedding joins the sequence as a token (U-ViT, Bao et al., 2023)."""
+
+    takes: ClassVar[dict[str, str]] = {"image_sequence": "the time embedding is a token of the sequence"}
 
 
 class Modulation(NamedTuple):

@@ -5,6 +5,7 @@ states live inside the route, so each merge sees the same tokens on both of its 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Int
 from torch import Tensor
@@ -19,6 +20,8 @@ from hdm.model.backbone import Route
 class TreadConfig:
     """A random part of each image's tokens bypasses (TREAD, Krause et al., 2025)."""
 
+    takes: ClassVar[dict[str, str]] = {"grid": "a part of the image tokens bypasses"}
+
     rate: float = option(0.5, "fraction of image tokens that bypass; 0.0 means none")
 
     def check(self, run: RunConfig) -> None:
@@ -31,6 +34,8 @@ class TreadConfig:
 @dataclass(kw_only=True, slots=True)
 class NoneConfig:
     """Every token takes every block."""
+
+    takes: ClassVar[dict[str, str]] = {"route": "it routes nothing"}
 
 
 class Routing:

@@ -1,6 +1,7 @@
 """The text fusion axis: how text states meet image tokens."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from hdm.model.backbone import Condition
 @dataclass(kw_only=True, slots=True)
 class ConcatConfig:
     """Text tokens follow the image tokens through every block and share all weights with them (report, "Minimal Architecture")."""
+
+    takes: ClassVar[dict[str, str]] = {"image_sequence": "text tokens follow the image tokens through every block"}
 
     mask: bool = option(True, "no token attends to padding; false attends to it, as the upstream code does (spec 1.3 o)")
 
