@@ -20,6 +20,7 @@ from hdm.config.lines import quote
 from hdm.config.schema import Resume, RunConfig
 from hdm.config.traits import declared
 from hdm.files import locked
+from hdm.model.match import matched
 from hdm.track.events import EventLog, read
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def compose_arms(fixed: Sequence[str], swept: Mapping[str, Sequence[str]]) -> li
             *(f"{key}={value}" for key, value in point.items()),
         ]
         try:
-            run = compose(overrides, default_experiment=DEFAULT_EXPERIMENT)
+            run = matched(compose(overrides, default_experiment=DEFAULT_EXPERIMENT))
         except ConfigError as error:
             raise ConfigError(f"arm {_label(point)}: {error}") from None
         if run.resume is not Resume.auto:
@@ -71,6 +72,8 @@ def compose_arms(fixed: Sequence[str], swept: Mapping[str, Sequence[str]]) -> li
         arm = Arm(point=point, overrides=overrides, run=run, folder=Path(run.out) / run_name(run))
         if arm.folder in arms:
             twin = arms[arm.folder]
+            if {key for key in point if point[key] != twin.point[key]} == {"match"}:
+                continue  # match=none,params: there is nothing to match about one of the settings
             raise ConfigError(
                 f"arms {twin.label} and {arm.label} compute the same thing ({arm.folder}); sweep a key that influences the result"
             )

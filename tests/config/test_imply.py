@@ -5,12 +5,14 @@ from typing import ClassVar
 
 import pytest
 
-from hdm.config.axes import BACKBONE
+from hdm.config.axes import BACKBONE, discover
 from hdm.config.compose import compose, experiment_lines, flatten, from_flat
 from hdm.config.errors import ConfigError
 from hdm.config.identity import identity, run_name
 from hdm.config.registry import option
 from hdm.sweep import parse
+
+discover()
 
 
 @dataclass(kw_only=True, slots=True)
