@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from hdm.config import compat
 from hdm.config.errors import ConfigError
 from hdm.config.identity import label
 from hdm.config.schema import HardwareConfig, RunConfig, StageConfig
@@ -53,7 +54,9 @@ class Plan:
 def plan(run: RunConfig) -> Plan:
     """Count `run` on the meta device."""
     from hdm.model import Architecture, build
+    from hdm.model.match import matched
 
+    run = matched(run)
     architecture = Architecture.of(run)
     parameters: dict[str, int] = {}
     for name, parameter in build(architecture, seed=None).named_parameters():
@@ -154,7 +157,10 @@ def print_plan(run: RunConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from hdm.model.match import matched
+
     console = Console(highlight=False)
+    run = matched(run)
     with console.status("counting on the meta device …"):
         result = plan(run)
     console.print(f"[bold]{label(run)}[/]: backbone of {result.total_parameters:,} parameters")
@@ -181,6 +187,9 @@ def print_plan(run: RunConfig) -> None:
 
 def _notes(run: RunConfig, stages: list[StagePlan]) -> Iterator[str]:
     """What a reader of the table must know: what does not fit, what is unknown and how to make it known, what is assumed."""
+    if run.matched:
+        yield f"match: {run.matched}"
+    yield from compat.adapters(run)
     hardware = run.hardware
     for stage in stages:
         if _too_large(stage.memory, hardware):

@@ -4,6 +4,7 @@ usage: python -m hdm.run [experiment=NAME] [KEY=VALUE ...] [--dry-run] [--print-
 
   python -m hdm.run                                      the quick start: experiment=openmoji_nano, minutes on a CPU
   python -m hdm.run merge=concat routing.rate=0.25       another merge strategy, another TREAD rate
+  python -m hdm.run merge=concat match=params            the same, with an MLP that makes up for the parameters
   python -m hdm.run experiment=xut_base_full --dry-run   what the report's training costs, before it costs anything
 
 A run is a folder below `out=runs`, named by a digest of what it computes: the same command continues it after any interruption, and
@@ -38,10 +39,11 @@ def command(arguments: list[str]) -> int:
     """Compose, then plan, print or execute."""
     from hdm.config.compose import DEFAULT_EXPERIMENT, compose, flatten
     from hdm.config.lines import quote
+    from hdm.model.match import matched
 
     dry_run = cli.take_flag(arguments, "--dry-run")
     print_config = cli.take_flag(arguments, "--print-config")
-    run = compose(arguments, default_experiment=DEFAULT_EXPERIMENT)
+    run = matched(compose(arguments, default_experiment=DEFAULT_EXPERIMENT))
     if print_config:
         for key, value in flatten(run).items():
             print(f"{key}={quote(value)}")
@@ -57,12 +59,15 @@ def command(arguments: list[str]) -> int:
 def execute(run: RunConfig) -> Outcome:
     """Train `run` in its folder, or continue it; evaluate it; ship everything to the tracking server."""
     from eval import metrics as evaluation
+    from hdm.config import compat
     from hdm.config.check import require
     from hdm.config.compose import flatten
     from hdm.config.identity import run_name
+    from hdm.model.match import matched
     from hdm.track.events import EventLog, redact
     from hdm.train.budget import limits
 
+    run = matched(run)
     require(
         not run.stages,
         f"stages: {len(run.stages)} stages are planned with --dry-run, not trained yet; train one of them as a run of its own"
@@ -85,6 +90,8 @@ def execute(run: RunConfig) -> Outcome:
         write_json(folder / "config.json", flat)
         recorder = EventLog(folder)
         recorder.params(flat)
+        for line in (*filter(None, [run.matched]), *compat.adapters(run)):
+            print(line)
         return _tracked(run, folder, recorder)
 
 

@@ -4,6 +4,7 @@ usage: python -m hdm.sweep KEY=VALUE,VALUE... [KEY=VALUE ...] [seeds=N] [paralle
 
   python -m hdm.sweep merge=cross,concat                        two merge strategies on the quick start's data
   python -m hdm.sweep merge=glob(*) routing.rate=0,0.5 seeds=3  every merge strategy x two rates x seeds 0, 1, 2
+  python -m hdm.sweep merge=cross,concat match=none,params      as they are, and with MLPs that make parameters equal
   python -m hdm.sweep sweep=merge                               the lines of sweeps/merge.yaml
 
 Values follow Hydra's grammar: a,b,c  choice(a,b)  range(1,4)  glob(*). What is set once holds for every arm.

@@ -1,12 +1,14 @@
 """Combinations that cannot work, found before anything heavy is imported.
 
-A rule about one variant lives with its config, as a method `check(self, run: RunConfig) -> None`; the others are here.
+What two variants need and take of each other is data (`hdm.config.compat`); a rule about the values of one variant lives with its
+config, as a method `check(self, run: RunConfig) -> None`; the others are here.
 """
 
 import dataclasses
 import math
 from typing import Any
 
+from hdm.config import compat
 from hdm.config.axes import AXES
 from hdm.config.errors import ConfigError
 from hdm.config.schema import RunConfig
@@ -20,6 +22,7 @@ def check(run: RunConfig) -> None:
     _model(run)
     _batches(run)
     _averages(run)
+    compat.check(run)
     for axis in AXES:
         if hasattr(getattr(run, axis), "check"):
             getattr(run, axis).check(run)

@@ -1,8 +1,9 @@
 """From the command line and YAML to a typed `RunConfig`: the only file that knows hydra and omegaconf.
 
-Experiments and presets expand to lines `key=value` (`hdm.config.lines`); the command line's come last and win. Hydra reads their
-values and composes them over the typed schema. The reverse, `flatten`, writes a whole configuration as such lines; it is what runs,
-checkpoints and MLflow parameters store.
+Experiments and presets expand to lines `key=value` (`hdm.config.lines`); the command line's come last and win. A backbone may imply
+lines on other axes, which any line of the source that chose it overrules. Hydra reads their values and composes them over the typed
+schema. The reverse, `flatten`, writes a whole configuration as such lines; it is what runs, checkpoints and MLflow parameters
+store.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from hdm.config.axes import AXES, discover
 from hdm.config.check import check
 from hdm.config.errors import ConfigError
 from hdm.config.explain import check_key, expected
-from hdm.config.lines import Line, expand, files, quote, settle
+from hdm.config.lines import Line, expand, files, imply, quote, settle
 from hdm.config.schema import PRESET_GROUPS, RunConfig
 
 DEFAULT_EXPERIMENT = "openmoji_nano"
@@ -48,7 +49,7 @@ def _composed(lines: list[Line], default_experiment: str | None = None) -> RunCo
     lines = list(expand(lines))
     load_plugins(f"plugins={line.value}" for line in lines if line.key == "plugins")
     discover()
-    final = settle(lines)
+    final = settle(imply(lines))
     for line in final:
         check_key(line, final)
     config = _hydra(final)
@@ -126,9 +127,10 @@ def experiment_note(name: str) -> str:
     return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
-def experiment_lines(name: str) -> dict[str, str]:
-    """What experiment `name` sets, by key, its bases included."""
-    return {line.key: line.value for line in settle(list(expand([Line("experiment", name)])))}
+def experiment_lines(name: str, *, implied: bool = False) -> dict[str, str]:
+    """What experiment `name` sets, by key, its bases included; with `implied`, also what its backbone implies."""
+    lines = list(expand([Line("experiment", name)]))
+    return {line.key: line.value for line in settle(imply(lines) if implied else lines)}
 
 
 def _hydra_parse(text: str) -> Override:

@@ -15,6 +15,7 @@ import yaml
 from hdm.config.axes import AXES
 from hdm.config.errors import ConfigError, suggest
 from hdm.config.schema import PRESET_GROUPS
+from hdm.config.traits import declared
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _FOLDERS = {"experiment": "experiments", "preset": "hdm/config/presets"}
@@ -22,15 +23,19 @@ _FOLDERS = {"experiment": "experiments", "preset": "hdm/config/presets"}
 
 @dataclass(slots=True)
 class Line:
-    """One override: `key=value`, the value in Hydra's grammar, and the file that it came from."""
+    """One override: `key=value`, the value in Hydra's grammar, and the file that it came from.
+
+    `implied` names the choice, such as backbone=dit, that brought the line along; its source is that of the choice.
+    """
 
     key: str
     value: str
     source: str = "command line"
+    implied: str = ""
 
     def __str__(self) -> str:
-        where = "" if self.source == "command line" else f" ({self.source})"
-        return f"{self.key}={self.value}{where}"
+        where = f"implied by {self.implied}" if self.implied else self.source
+        return f"{self.key}={self.value}" + ("" if where == "command line" else f" ({where})")
 
 
 def expand(lines: Iterable[Line], seen: tuple[str, ...] = ()) -> Iterator[Line]:
@@ -102,6 +107,32 @@ def _nested(key: str, value: object) -> Iterator[tuple[str, object]]:
             yield from _nested(f"{key}.{inner}", leaf)
     else:
         yield key, value
+
+
+def imply(lines: list[Line]) -> list[Line]:
+    """`lines` with what the chosen backbone's published form implies for other axes (`implies` of its config).
+
+    Implied lines stand where the backbone was chosen: above earlier sources, below every line of the source that chose it, wherever
+    on the command line or in the file that line is. To choose the same backbone again, in a later source, implies nothing new.
+    """
+    name = choice("backbone", lines)
+    if name not in AXES["backbone"].names():
+        return lines
+    place = -1  # the choice that the later ones only repeat; -1 is the default's
+    for i, line in enumerate(lines):
+        if line.key == "backbone":
+            place = i if place < 0 or lines[place].value != line.value else place
+    source = lines[place].source if place >= 0 else "default"
+    said = {line.key: line.value for line in lines if line.source == source}
+    implies = declared(AXES["backbone"].get(name).config, "implies")
+
+    def stands(key: str) -> bool:
+        """No line of the source says otherwise, nor chooses a variant that the field is not meant for."""
+        axis = key.partition(".")[0]
+        return key not in said and (axis not in AXES or axis not in said or said[axis] == implies.get(axis))
+
+    implied = [Line(key, value, source, f"backbone={name}") for key, value in implies.items() if stands(key)]
+    return [*lines[: place + 1], *implied, *lines[place + 1 :]]
 
 
 def settle(lines: list[Line]) -> list[Line]:

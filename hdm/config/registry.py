@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from hdm.config.errors import ConfigError, suggest
+from hdm.config.traits import validate
 
 T = TypeVar("T")
 Class = TypeVar("Class", bound=type)
@@ -74,6 +75,7 @@ class Axis(Generic[T]):
             raise ConfigError(
                 f"{self.name}={name}: its config {config!r} is no dataclass; decorate it with @dataclass(kw_only=True, slots=True)"
             )
+        validate(f"{self.name}={name}", config)
         known = self.variants.get(name)
         if known is None:
             for other in self.variants.values():

@@ -44,6 +44,14 @@ class Final(Enum):
     table = "table"
 
 
+class Match(Enum):
+    """What a network is brought to have as much of as XUT of the report at the same sizes: see `hdm.model.match`."""
+
+    none = "none"
+    params = "params"
+    flops = "flops"
+
+
 class Resume(Enum):
     """What to do with a run folder that is there already."""
 
@@ -243,6 +251,12 @@ class RunConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:1 …")
     resume: Resume = option(Resume.auto, "auto continues the run's own folder; never starts a new one beside it")
 
+    match: Match = option(
+        Match.none,
+        "params or flops: change backbone.blocks, where that is null, and model.mlp_dim until parameters, or FLOPs of an unrouted"
+        " forward pass, are within 1 % of those of the report's XUT at the same sizes; the run stores the sizes and match=none",
+    )
+    matched: str = option("", "what match= came to; written by the laboratory")
     model: ModelConfig = option(ModelConfig(), "sizes")
     backbone: Any = None
     merge: Any = None

@@ -5,13 +5,13 @@ Every channel is guided. At w=1 the strong prediction is returned as it is, and 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hdm.config.axes import AXES, GUIDANCE
+from hdm.config.axes import GUIDANCE
 from hdm.config.check import require
 from hdm.config.errors import ConfigError
 from hdm.config.registry import option
@@ -213,20 +213,19 @@ class RoutedConfig:
     It needs a backbone that was trained with routing.
     """
 
+    needs: ClassVar[dict[str, str]] = {"route": "its weak pass leaves image tokens out"}
+
     scale: float = option(3.0, "w: 1 is the conditional pass alone")
     rate_cond: float = option(0.0, "fraction of image tokens that bypass in the conditional pass; 0 does not route")
     rate_uncond: float = option(0.5, "the same in the weak pass; must be the larger one")
 
     def check(self, run: Any) -> None:
-        """Raise ConfigError unless the weak pass is the weaker one and the network can be routed."""
+        """Raise ConfigError unless the weak pass is the weaker one."""
         if not 0 <= self.rate_cond < self.rate_uncond < 1:
             raise ConfigError(
                 f"guidance.rate_cond={self.rate_cond}, guidance.rate_uncond={self.rate_uncond}: the conditional pass"
                 " must be routed less than the weak one; choose 0 <= rate_cond < rate_uncond < 1"
             )
-        routing = AXES["routing"].of(run.routing).name
-        if routing == "none":
-            raise ConfigError(f"guidance=routed: routing={routing} routes nothing; use guidance=cfg, or train with routing=tread")
 
 
 @GUIDANCE.register("routed", RoutedConfig)

@@ -18,7 +18,9 @@ from hdm.config.explain import field_types
 from hdm.config.identity import run_name
 from hdm.config.lines import quote
 from hdm.config.schema import Resume, RunConfig
+from hdm.config.traits import declared
 from hdm.files import locked
+from hdm.model.match import matched
 from hdm.track.events import EventLog, read
 
 if TYPE_CHECKING:
@@ -57,9 +59,12 @@ def compose_arms(fixed: Sequence[str], swept: Mapping[str, Sequence[str]]) -> li
     arms: dict[Path, Arm] = {}
     for values in itertools.product(*swept.values()):
         point = dict(zip(swept, values))
-        overrides = [*(text for text in fixed if _applies(text, point, swept)), *(f"{key}={value}" for key, value in point.items())]
+        overrides = [
+            *(text for text in fixed if _applies(text, point, swept, fixed)),
+            *(f"{key}={value}" for key, value in point.items()),
+        ]
         try:
-            run = compose(overrides, default_experiment=DEFAULT_EXPERIMENT)
+            run = matched(compose(overrides, default_experiment=DEFAULT_EXPERIMENT))
         except ConfigError as error:
             raise ConfigError(f"arm {_label(point)}: {error}") from None
         if run.resume is not Resume.auto:
@@ -67,6 +72,8 @@ def compose_arms(fixed: Sequence[str], swept: Mapping[str, Sequence[str]]) -> li
         arm = Arm(point=point, overrides=overrides, run=run, folder=Path(run.out) / run_name(run))
         if arm.folder in arms:
             twin = arms[arm.folder]
+            if {key for key in point if point[key] != twin.point[key]} == {"match"}:
+                continue  # match=none,params: there is nothing to match about one of the settings
             raise ConfigError(
                 f"arms {twin.label} and {arm.label} compute the same thing ({arm.folder}); sweep a key that influences the result"
             )
@@ -74,14 +81,30 @@ def compose_arms(fixed: Sequence[str], swept: Mapping[str, Sequence[str]]) -> li
     return list(arms.values())
 
 
-def _applies(text: str, point: Mapping[str, str], swept: Mapping[str, Sequence[str]]) -> bool:
-    """Whether the arm at `point` has the field that `text` sets: routing=tread,none routing.rate=0.5 is about tread alone."""
+def _applies(text: str, point: Mapping[str, str], swept: Mapping[str, Sequence[str]], fixed: Sequence[str]) -> bool:
+    """Whether the arm at `point` has the field that `text` sets: routing=tread,none routing.rate=0.5 is about tread alone.
+
+    So is backbone=xut,dit routing.rate=0.5, where dit implies routing=none.
+    """
     group, _, field = text.partition("=")[0].partition(".")
-    if group not in AXES or group not in point or not field:
+    if group not in AXES or not field:
+        return True
+    if group in swept:
+        values, value = swept[group], point[group]
+    elif "backbone" in swept and not any(other.startswith(f"{group}=") for other in fixed):
+        values = [_implied(backbone, group) for backbone in swept["backbone"]]
+        value = _implied(point["backbone"], group)
+    else:
         return True
     variants = AXES[group].variants
-    owners = [value for value in swept[group] if value in variants and field in field_types(variants[value].config)]
-    return not owners or point[group] in owners
+    owners = [v for v in values if v in variants and field in field_types(variants[v].config)]
+    return not owners or value in owners
+
+
+def _implied(backbone: str, group: str) -> str:
+    """The variant of `group` that a backbone brings along."""
+    known = AXES["backbone"].variants.get(backbone)
+    return (declared(known.config, "implies") if known else {}).get(group, AXES[group].default)
 
 
 def sweep_name(arms: Sequence[Arm]) -> str:

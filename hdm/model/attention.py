@@ -33,16 +33,17 @@ class Layout:
     """Where tokens are, and which of them are real.
 
     `rotation` holds exp(i angle) for the first 2P channels of each head, shared by all layers; None when the encoding rotates
-    nothing or each layer has frequencies of its own; with `halves` a pair is (i, i + P). `mask` is False for padding, which no token
+    nothing, or each layer has its own frequencies; with `halves` a pair is (i, i + P). `mask` is False for padding, which no token
     attends to; None: there is none.
     The first `images` tokens are image tokens, row by row of `grid` (rows, columns), which is None when some are missing. Text that
-    is not part of the sequence is in `text`.
+    is no part of the sequence is in `text`, and `time` is the time embedding.
     """
 
     position: Float[Tensor, "B T 2"]
     rotation: Complex[Tensor, "B H T P"] | None = None
     mask: Bool[Tensor, "B T"] | None = None
     halves: bool = False
+    time: Float[Tensor, "B 1 E"] | None = None
     images: int = 0
     grid: tuple[int, int] | None = None
     text: Float[Tensor, "B L C"] | None = None
@@ -52,6 +53,7 @@ class Layout:
         """The layout of some of the tokens, the first `images` of them image tokens, which are no grid any more."""
         return Layout(
             halves=self.halves,
+            time=self.time,
             images=images,
             text=self.text,
             text_mask=self.text_mask,

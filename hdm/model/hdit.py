@@ -176,8 +176,9 @@ class HDiT(Trunk):
         """Level `number` and all that it holds, and the blocks behind."""
         level, grid = self.level(number), layout.grid
         assert grid is not None
+        layout.time = level.time(time)
         layout.rotation = level.encoding.rotation(layout.position)
-        p = Pass(layout=layout, whole=layout, time=time, modulation=level.adaln(level.time(time)), tap=tap, depth=depth)
+        p = Pass(layout=layout, whole=layout, modulation=level.adaln(layout.time), tap=tap, depth=depth)
         for block in level.down:
             tokens = self.run(cast(Block, block), tokens, p)
         if number == len(self.levels) - 1:

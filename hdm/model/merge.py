@@ -294,8 +294,8 @@ class Gated(Merge):
             case GateOf.channel:
                 return x + self.scale.to(s.dtype) * s
             case GateOf.time:
-                time: Tensor = layout.time  # type: ignore[attr-defined]
-                return x + self.timed(F.silu(time)).to(s.dtype) * s
+                assert layout.time is not None
+                return x + self.timed(F.silu(layout.time)).to(s.dtype) * s
 
 
 @MERGE.register("none", NoneConfig)

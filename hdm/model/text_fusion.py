@@ -21,6 +21,8 @@ from hdm.model.norm import RmsConfig, RMSNorm
 class FusionConfig:
     """What all fusions have in common."""
 
+    takes: ClassVar[dict[str, str]] = {"image_sequence": "text tokens follow the image tokens through every block"}
+
     mask: bool = option(True, "no token attends to padding; false attends to it, as the upstream code does (spec 1.3 o)")
 
 

@@ -42,7 +42,6 @@ class Pass:
 
     layout: Layout
     whole: Layout
-    time: Float[Tensor, "B 1 D"]
     modulation: Mapping[str, Modulation | None]
     tap: Tap | None = None
     kept: Int[Tensor, "B K"] | None = None
@@ -138,10 +137,10 @@ class Trunk(Backbone):
         tokens = self.after(tokens, p)[:, : p.layout.images]
 
         if p.kept is not None:  # removed patches have no prediction
-            tokens = self.out.project(tokens, p.time)
+            tokens = self.out.project(tokens, p.whole.time)
             tokens = tokens.new_zeros(len(tokens), n, tokens.shape[2]).scatter(1, p.kept[..., None].expand_as(tokens), tokens)
             return self.out.lay(tokens, grid).to(x.dtype)
-        return self.out(tokens, grid, p.time).to(x.dtype)
+        return self.out(tokens, grid, p.whole.time).to(x.dtype)
 
     def run(self, block: Block, tokens: Float[Tensor, "B T D"], p: Pass, *, state: Tensor | None = None) -> Float[Tensor, "B Q D"]:
         """Take a block of the network; the tap is filled behind the one that it asks for."""
@@ -181,12 +180,12 @@ class Trunk(Backbone):
 
         position = nn.functional.pad(condition.position, (0, 0, 0, tokens.shape[1] - n))  # text lies at (0, 0)
         whole = Layout(position=position, rotation=self.encoding.rotation(position, n), images=n, grid=grid)
-        whole.halves = self.encoding.halves
+        whole.halves, whole.time = self.encoding.halves, time
         if not self.text.joins:
             whole.text, whole.text_mask = text, mask
         elif mask is not None:
             whole.mask = nn.functional.pad(mask, (n, tokens.shape[1] - n - mask.shape[1]), value=True)
-        return tokens, Pass(layout=whole, whole=whole, time=time, modulation=self.adaln(time), tap=tap)
+        return tokens, Pass(layout=whole, whole=whole, modulation=self.adaln(time), tap=tap)
 
     def tap_width(self, depth: int) -> int:
         """See Backbone."""

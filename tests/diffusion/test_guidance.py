@@ -131,7 +131,10 @@ def test_routed_guidance_refuses_a_conditional_pass_that_is_the_weaker_one():
 
 
 def test_routed_guidance_refuses_a_model_without_routing():
-    with pytest.raises(ConfigError, match="guidance=routed: routing=none routes nothing"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^guidance=routed: needs .*, which routing=none takes .*it routes nothing.; use routing=tread, or guidance=cfg$",
+    ):
         compose(["guidance=routed", "routing=none"])
 
 

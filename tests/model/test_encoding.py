@@ -1,7 +1,6 @@
 """Encodings of other systems against diffusers, timm and closed forms (spec 5)."""
 
 import dataclasses
-import inspect
 import math
 
 import numpy as np
@@ -119,7 +118,6 @@ def test_frequencies_of_hdit():
     assert (turns[0, :, 0] != 1).sum(dim=-1).tolist() == [32] * 4
 
 
-@pytest.mark.skipif("halves" not in inspect.signature(rotate).parameters, reason="attention does not pair halves yet")
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
 def test_half_split_pairs_are_those_of_diffusers(fraction):
     config = AxialRopeConfig(**{**EVA, "fraction": fraction, "pairs": Pairs.half_split})
@@ -134,7 +132,6 @@ def test_half_split_pairs_are_those_of_diffusers(fraction):
     assert torch.equal(got[..., channels:], x[..., channels:])
 
 
-@pytest.mark.skipif("halves" not in inspect.signature(rotate).parameters, reason="attention does not pair halves yet")
 def test_half_split_reaches_the_network():
     model, other = (network(encoding=("axial_rope", {"pairs": pairs})) for pairs in Pairs)
     given = inputs(model)

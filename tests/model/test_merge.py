@@ -126,7 +126,6 @@ def test_gated_by_its_tokens_by_a_channel_and_by_the_time():
     np.testing.assert_allclose(time(*given).detach(), expected, rtol=0, atol=1e-11)
 
 
-@pytest.mark.skipif("time" not in Layout.__dataclass_fields__, reason="a layout does not carry the time embedding yet")
 @pytest.mark.parametrize("adaln", ["shared", "none"])
 def test_gated_by_the_time_in_the_network(adaln):
     """The identity at the start; later the gate moves with the timestep, though nothing else reads it where gates are zero."""

@@ -68,7 +68,7 @@ def test_upstream_is_all_of_them_at_once():
         "mlp": "swiglu", "position": "bbox", "position.edges": "resampled", "encoding": "axial_rope",
         "encoding.fraction": 1.0, "encoding.learned": True, "encoding.spacing": "constant", "encoding.low": 1.0,
         "encoding.high": 5.0, "routing": "tread", "routing.rate": 0.5, "text_fusion": "concat", "text_fusion.mask": False,
-        "attention.qkv_bias": False, "routing.ordered": True, "routing.routes": 1, "text_fusion.norm": False,
+        "routing.ordered": True, "routing.routes": 1, "text_fusion.norm": False,
         "text_fusion.norm_gain": 0.01,
         "norm.affine": True, "backbone.final_norm": False, "backbone.final": "none", "backbone.zero_output": False,
         "encoding.base": 16, "encoding.theta": 1e4, "encoding.order": "alternating",
