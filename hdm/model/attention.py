@@ -136,6 +136,10 @@ class Full(SelfAttention):
         self.qkv = nn.Linear(size.dim, 3 * size.dim, bias=False)
         self.out = nn.Linear(size.dim, size.dim)
 
+    def parts(self) -> dict[str, int]:
+        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
+        return {"qkv.weight": 3}
+
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, *, only: int | None = None) -> Float[Tensor, "B Q D"]:
         """See SelfAttention."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
@@ -150,6 +154,10 @@ class CrossAttention(Attention):
         self.q = nn.Linear(size.dim, size.dim, bias=False)
         self.kv = nn.Linear(size.dim, 2 * size.dim, bias=False)
         self.out = nn.Linear(size.dim, size.dim)
+
+    def parts(self) -> dict[str, int]:
+        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
+        return {"kv.weight": 2}
 
     def forward(self, x: Float[Tensor, "B T D"], state: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """Queries from `x`, keys and values from `state`; both lie as `layout` says."""
