@@ -311,7 +311,8 @@ def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    optimizer.grad_scale = (norm / max_norm).clamp(min=1.0) if max_norm > 0 else torch.ones_like(norm)  # type: ignore[attr-defined]
+    scale = (norm / max_norm).clamp(min=1.0) if max_norm > 0 else torch.ones_like(norm)
+    optimizer.grad_scale = scale.float()  # type: ignore[attr-defined]
     optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
