@@ -1,6 +1,6 @@
 """Check that learning rates carry over from narrow to wide networks: the coordinate check of muP.
 
-usage: python -m hdm.coordcheck [widths=64,128,256,512] [steps=4] [seeds=3] [out=coordcheck] [KEY=VALUE ...]
+usage: python -m hdm.coordcheck [widths=64,128,256,512] [steps=4] [seeds=4] [rate=0.3] [out=coordcheck] [KEY=VALUE ...]
 
   python -m hdm.coordcheck                                     the default network and optimizer.rule=mup_report
   python -m hdm.coordcheck optimizer.rule=mup                  textbook muP
@@ -9,7 +9,7 @@ usage: python -m hdm.coordcheck [widths=64,128,256,512] [steps=4] [seeds=3] [out
 
 The network is trained for a few steps on fixed synthetic data at every width (heads of one size, more of them) and with every seed.
 A part of it passes when the change of its output does not depend on the width: the slope of log2 mean |h_t - h_0| against log2 width
-lies within 0.2 of 0. Beside it runs a control, AdamW with one rate for all tensors and widths, which has to fail: a check that passes
+lies within 0.2 of 0. rate= multiplies all learning rates, as a warm-up does. Beside it runs a control, AdamW with one rate for all tensors and widths, which has to fail: a check that passes
 everything proves nothing.
 
 Writes coordcheck.json and coordcheck.png into the folder `out`. Exit code: 0 when every part passes and the control fails, else 1.
@@ -34,11 +34,12 @@ def command(arguments: list[str]) -> int:
     """Measure, print, write; 0 when the rule passes and the control fails."""
     from hdm.config.compose import compose, flatten
 
-    values = {name: cli.take_option(arguments, name) for name in ("widths", "steps", "seeds", "out")}
+    values = {name: cli.take_option(arguments, name) for name in ("widths", "steps", "seeds", "rate", "out")}
     widths = [_whole("widths", text) for text in (values["widths"] or _WIDTHS).strip("[]").split(",")]
     if len(set(widths)) < 2:
         raise HdmError(f"widths={values['widths']}: a slope needs two different widths or more, such as {_WIDTHS}")
-    steps, seeds = _whole("steps", values["steps"] or "4"), _whole("seeds", values["seeds"] or "3")
+    steps, seeds = _whole("steps", values["steps"] or "4"), _whole("seeds", values["seeds"] or "4")
+    rate = _positive("rate", values["rate"] or "0.3")
     out = Path(values["out"] or "coordcheck")
     run = compose(["model=nano", *arguments])
 
@@ -46,14 +47,16 @@ def command(arguments: list[str]) -> int:
 
     widths = sorted(set(widths))
     with cli.progress("networks", 2 * len(widths) * seeds, "networks") as advance:
-        counts = {"widths": widths, "steps": steps, "seeds": seeds}
-        chosen = measure(run, run.optimizer, **counts, advance=advance)
-        other = measure(run, control(run, widths), **counts, advance=advance)
+        chosen, other = (
+            measure(run, optimizer, widths=widths, steps=steps, seeds=seeds, rate=rate, advance=advance)
+            for optimizer in (run.optimizer, control(run, widths))
+        )
     passed = not chosen.failing() and bool(other.failing())
     _print(chosen, other, title=_title(run), limit=LIMIT)
 
     out.mkdir(parents=True, exist_ok=True)
-    report = {"passed": passed, "limit": LIMIT, **counts, "chosen": as_dict(chosen), "control": as_dict(other), "config": flatten(run)}
+    report = {"passed": passed, "limit": LIMIT, "widths": widths, "steps": steps, "seeds": seeds, "rate": rate}
+    report |= {"chosen": as_dict(chosen), "control": as_dict(other), "config": flatten(run)}
     write_json(out / "coordcheck.json", report)
     _draw(chosen, other, out / "coordcheck.png", title=_title(run))
     print(f"{out / 'coordcheck.json'}\n{out / 'coordcheck.png'}")
@@ -65,6 +68,16 @@ def _whole(name: str, text: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
         raise HdmError(f"{name}={text}: must be a whole number above 0")
     return int(text)
+
+
+def _positive(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise HdmError(f"{name}={text}: must be a number above 0, such as 0.3")
+    return value
 
 
 def _title(run: RunConfig) -> str:
@@ -79,7 +92,7 @@ def _verdict(chosen: "Coordinates", other: "Coordinates") -> str:
     if failing:
         return f"FAILED: the change of {', '.join(failing)} depends on the width"
     if not other.failing():
-        return "FAILED: one rate for all widths passes too, so this check tells nothing; raise steps= or spread widths= further"
+        return "FAILED: one rate for all widths passes too, so this check tells nothing; raise steps= or rate=, or spread widths= further"
     return f"passed: no part's change depends on the width, while the control's does in {len(other.failing())} of {len(other.changes)}"
 
 
@@ -121,7 +134,7 @@ def _draw(chosen: "Coordinates", other: "Coordinates", path: Path, *, title: str
         axes.set_xticks(result.widths, [str(width) for width in result.widths])
         axes.set_xlabel("width")
         axes.set_title(heading)
-        axes.legend(fontsize="x-small", ncols=2)
+        axes.legend(fontsize="x-small", ncols=2, handlelength=4)
         axes.grid(alpha=0.3)
     left.set_ylabel("mean |h_t - h_0|")
     figure.savefig(path, dpi=110)

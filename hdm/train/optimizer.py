@@ -11,7 +11,7 @@ import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class Adjust(Enum):
 @dataclass(kw_only=True, slots=True)
 class AdamWConfig:
     """AdamW with decoupled weight decay on every parameter (spec 1.4), its rate divided by each tensor's fan-in (muP, spec 10)."""
+
+    kept: ClassVar[int] = 2  # numbers that a step keeps of each parameter, for the plan
 
     lr: float = option(0.5, "base learning rate; with rule=mup_report or rule=mup a d x d matrix gets lr/d")
     rule: RateRule = option(
@@ -79,6 +81,8 @@ class MuonConfig(AdamWConfig):
     so with adjust=original `hidden_lr` needs no rule.
     """
 
+    kept: ClassVar[int] = 1
+
     hidden_lr: float = option(0.02, "rate of the orthogonalized update; with adjust=match_rms_adamw take a rate of AdamW, such as 5e-4")
     adjust: Adjust = option(
         Adjust.original,
@@ -108,6 +112,8 @@ class ScheduleFreeConfig(AdamWConfig):
     x is a running average of the whole run that needs no schedule: validation, pictures and checkpoints use it, and it is what ema.*
     averages once more; ema.power=0 and ema.decay=0 leave x itself.
     """
+
+    kept: ClassVar[int] = 3
 
     betas: list[float] = option([0.9, 0.999], "share of x in y = (1 - beta) z + beta x, and decay of the second moment")
 
