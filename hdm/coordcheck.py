@@ -8,9 +8,9 @@ usage: python -m hdm.coordcheck [widths=64,128,256,512] [steps=4] [seeds=4] [rat
   python -m hdm.coordcheck optimizer=muon widths=64,128,256
 
 The network is trained for a few steps on fixed synthetic data at every width (heads of one size, more of them) and with every seed.
-A part of it passes when the change of its output does not depend on the width: the slope of log2 mean |h_t - h_0| against log2 width
-lies within 0.2 of 0. rate= multiplies all learning rates, as a warm-up does. Beside it runs a control, AdamW with one rate for all tensors and widths, which has to fail: a check that passes
-everything proves nothing.
+A part of it passes when the change of its output does not depend on the width: the slope of log2 mean |h_t - h_0| against log2
+width lies within 0.2 of 0. rate= multiplies all learning rates, as a warm-up does. Beside it runs a control, AdamW with one rate
+for all tensors and widths, which has to fail: a check that passes everything proves nothing.
 
 Writes coordcheck.json and coordcheck.png into the folder `out`. Exit code: 0 when every part passes and the control fails, else 1.
 Sizes other than the width start from model=nano. What can be set: python -m hdm.variants [AXIS | keys].
@@ -92,8 +92,10 @@ def _verdict(chosen: "Coordinates", other: "Coordinates") -> str:
     if failing:
         return f"FAILED: the change of {', '.join(failing)} depends on the width"
     if not other.failing():
-        return "FAILED: one rate for all widths passes too, so this check tells nothing; raise steps= or rate=, or spread widths= further"
-    return f"passed: no part's change depends on the width, while the control's does in {len(other.failing())} of {len(other.changes)}"
+        return "FAILED: one rate for all widths passes too, so this tells nothing; raise steps= or rate=, or spread widths="
+    return (
+        f"passed: no part's change depends on the width, while the control's does in {len(other.failing())} of {len(other.changes)}"
+    )
 
 
 def _print(chosen: "Coordinates", other: "Coordinates", *, title: str, limit: float) -> None:
@@ -128,7 +130,9 @@ def _draw(chosen: "Coordinates", other: "Coordinates", path: Path, *, title: str
         for i, (name, by_step) in enumerate(result.changes.items()):
             if result.slope(name) is not None:
                 style = ("-", "--", ":")[i // 10 % 3]
-                axes.plot(result.widths, by_step[-1], style, marker="o", color=f"C{i % 10}", label=f"{name} {result.slope(name):+.2f}")
+                axes.plot(
+                    result.widths, by_step[-1], style, marker="o", color=f"C{i % 10}", label=f"{name} {result.slope(name):+.2f}"
+                )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set_xticks(result.widths, [str(width) for width in result.widths])

@@ -16,7 +16,9 @@ from hdm.train.coordinates import Coordinates, measure, watched
 SMALL = ["model.depth=1", "model.dec_blocks=1"]
 
 
-@given(power=st.floats(-2, 2), scale=st.floats(1e-6, 1e3), widths=st.lists(st.integers(1, 4096), min_size=2, max_size=6, unique=True))
+@given(
+    power=st.floats(-2, 2), scale=st.floats(1e-6, 1e3), widths=st.lists(st.integers(1, 4096), min_size=2, max_size=6, unique=True)
+)
 def test_the_slope_of_a_power_law_is_its_exponent(power, scale, widths):
     result = Coordinates(widths=widths, changes={"part": [[1.0] * len(widths), [scale * width**power for width in widths]]})
     assert result.slope("part") == pytest.approx(power, abs=1e-6)

@@ -8,6 +8,7 @@ every variant. Heads are of one size and their number grows; the MLP keeps its r
 import dataclasses
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,9 +48,7 @@ def at_width(architecture: Architecture, dim: int) -> Architecture:
             f"width {dim}: needs whole heads of model.head_dim={size.head_dim} and a whole MLP of"
             f" model.mlp_dim / model.dim = {size.mlp_dim} / {size.dim} times the width; choose a multiple of {size.head_dim}"
         )
-    return dataclasses.replace(
-        architecture, size=dataclasses.replace(size, dim=dim, heads=dim // size.head_dim, mlp_dim=mlp_dim)
-    )
+    return dataclasses.replace(architecture, size=dataclasses.replace(size, dim=dim, heads=dim // size.head_dim, mlp_dim=mlp_dim))
 
 
 def growth(model: nn.Module) -> dict[str, Growth]:
@@ -79,11 +78,12 @@ def _wider(model: nn.Module) -> nn.Module:
             f"{type(model).__name__}: is no Backbone and has no method wider(), which returns itself at twice the width;"
             " choose optimizer.rule=mup_report"
         )
-    return build(at_width(model.architecture, 2 * model.architecture.size.dim), device="meta", seed=None)
+    architecture: Any = model.architecture
+    return build(at_width(architecture, 2 * architecture.size.dim), device="meta", seed=None)
 
 
 def _growth(module: nn.Module, shape: torch.Size, wider: torch.Size) -> Growth:
-    """From the axes that grow. Axis 1 of a linear layer or convolution is what it reads; of any other parameter, the last to grow."""
+    """From the axes that grow. A linear layer or convolution reads its axis 1; of another parameter the last to grow counts."""
     grown = [axis for axis, (now, then) in enumerate(zip(shape, wider, strict=True)) if then != now]
     layer = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and len(shape) >= 2
     if len(grown) >= 2:

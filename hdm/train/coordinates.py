@@ -1,8 +1,8 @@
 """The coordinate check of muP: by how much a few steps change what each part of a network puts out, at several widths (spec 10).
 
 In the maximal-update parametrisation a step changes the coordinates of every activation by the same amount at every width (Yang et
-al., arXiv 2203.03466, appendix D): log2 of the mean |h_t - h_0| against log2 of the width is flat. A rate that is too large for wide
-networks makes it rise, one that starves them makes it fall.
+al., arXiv 2203.03466, appendix D): log2 of the mean |h_t - h_0| against log2 of the width is flat. A rate that is too large for
+wide networks makes it rise, one that starves them makes it fall.
 
 Watched is every part of the network that holds a matrix: what stands before and behind the blocks, each block's stream, and each
 block's sublayers, one row for all blocks of a stage. They are found by their place in the network, not by name.
@@ -64,8 +64,8 @@ def measure(
 ) -> Coordinates:
     """Train the network of `run` by `optimizer`, an optimizer's config, at each width and seed, on the same data.
 
-    All rates are multiplied by `rate`, as a warm-up does. The law is one of small changes: at the full rate of a tuned run the first
-    steps move a narrow network by more than its own activations, and slopes of one seed scatter by 0.3.
+    All rates are multiplied by `rate`, as a warm-up does. The law is one of small changes: at the full rate of a tuned run the
+    first steps move a narrow network by more than its own activations, and slopes of one seed scatter by 0.3.
     """
     logs: dict[str, list[list[list[float]]]] = {}
     for column, width in enumerate(widths):
@@ -81,7 +81,7 @@ def measure(
 
 
 def control(run: RunConfig, widths: Sequence[int]) -> AdamWConfig:
-    """Adam with one rate for all tensors and widths, the one that a d x d matrix has at the middle width: it must fail the check."""
+    """AdamW with one rate for all tensors and widths, that of a d x d matrix at the middle width: it must fail the check."""
     chosen = run.optimizer
     given = {key: getattr(chosen, key) for key in ("betas", "eps", "weight_decay") if hasattr(chosen, key)}
     return AdamWConfig(lr=chosen.lr / math.sqrt(min(widths) * max(widths)), rule=RateRule.constant, **given)

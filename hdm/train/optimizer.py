@@ -2,9 +2,9 @@
 
 rule=mup_report, the HDM report's: lr / fan_in of every tensor, vectors included: muP with base width 1 wherever the fan-in grows.
 rule=mup, that of the muP papers for Adam (spec 10): what a tensor reads of the width divides its rate. Vectors and input layers get
-lr / base_width at any width, hidden matrices and output layers that times (width read at base_width) / (width read). Both rules give
-a d x d matrix lr / d; at d = base_width every tensor of mup has one rate. The output layer has no multiplier in the forward pass:
-dividing its rate and its initial values, 1/d^2 here, does the same in Adam.
+lr / base_width at any width, hidden matrices and output layers that times (width read at base_width) / (width read). Both rules
+give a d x d matrix lr / d; at d = base_width every tensor of mup has one rate. The output layer has no multiplier in the forward
+pass: dividing its rate and its initial values, 1/d^2 here, does the same in Adam.
 """
 
 import math
@@ -56,14 +56,17 @@ class AdamWConfig:
     betas: list[float] = option([0.9, 0.98], "decay of the first and of the second moment")
     weight_decay: float = option(0.02, "a step multiplies every parameter by 1 - rate x weight_decay")
     compensate_decay: bool = option(
-        False, "a step multiplies every parameter by 1 - lr / base_width x weight_decay, whatever its own rate (MuAdamW); HDM does not"
+        False,
+        "a step multiplies every parameter by 1 - lr / base_width x weight_decay, whatever its own rate (MuAdamW); HDM does not",
     )
     eps: float = option(1e-8, "added to the root of the second moment")
 
     def check(self, _: RunConfig) -> None:
         """Raise ConfigError for values outside AdamW's domain."""
         require(self.lr > 0, f"optimizer.lr={self.lr}: must be above 0")
-        require(self.base_width >= 1, f"optimizer.base_width={self.base_width}: must be 1 or above, such as 1024, the width of XUT-base")
+        require(
+            self.base_width >= 1, f"optimizer.base_width={self.base_width}: must be 1 or above, such as 1024, the width of XUT-base"
+        )
         require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"optimizer.betas={self.betas}: must be two numbers, 0 or above and below 1, such as [0.9,0.98]",
@@ -76,17 +79,19 @@ class AdamWConfig:
 class MuonConfig(AdamWConfig):
     """Muon for the hidden matrices, whose momentum is orthogonalized (Jordan et al., 2024), AdamW for all other tensors.
 
-    `lr`, `rule`, `betas`, `weight_decay` and `eps` belong to AdamW. Hidden are the two-dimensional weights whose two sides grow with the
-    network's width. An orthogonal update is of the same size at any width in the norm that muP asks for (Yang et al., arXiv 2310.17813),
-    so with adjust=original `hidden_lr` needs no rule.
+    `lr`, `rule`, `betas`, `weight_decay` and `eps` belong to AdamW. Hidden are the two-dimensional weights whose two sides grow
+    with the network's width. An orthogonal update is of the same size at any width in the norm that muP asks for (Yang et al.,
+    arXiv 2310.17813), so with adjust=original `hidden_lr` needs no rule.
     """
 
     kept: ClassVar[int] = 1
 
-    hidden_lr: float = option(0.02, "rate of the orthogonalized update; with adjust=match_rms_adamw take a rate of AdamW, such as 5e-4")
+    hidden_lr: float = option(
+        0.02, "rate of the orthogonalized update; with adjust=match_rms_adamw take a rate of AdamW, such as 5e-4"
+    )
     adjust: Adjust = option(
         Adjust.original,
-        "of an A x B matrix: original: sqrt(max(1, A/B)) (Jordan); match_rms_adamw: 0.2 sqrt(max(A, B)) (Moonlight, arXiv 2502.16982)",
+        "factor of an A x B matrix: original: sqrt(max(1, A/B)); match_rms_adamw: 0.2 sqrt(max(A, B)) (arXiv 2502.16982)",
     )
     hidden_decay: float = option(0.0, "weight decay of the hidden matrices; torch's default is 0.1")
     momentum: float = option(0.95, "decay of the averaged gradient")
@@ -109,8 +114,8 @@ class MuonConfig(AdamWConfig):
 class ScheduleFreeConfig(AdamWConfig):
     """Schedule-Free AdamW (Defazio et al., arXiv 2405.15682): gradients at y, steps of z, and x, the average of z, is evaluated.
 
-    x is a running average of the whole run that needs no schedule: validation, pictures and checkpoints use it, and it is what ema.*
-    averages once more; ema.power=0 and ema.decay=0 leave x itself.
+    x is a running average of the whole run that needs no schedule: validation, pictures and checkpoints use it, and ema.* averages
+    it once more; ema.power=0 and ema.decay=0 leave x itself.
     """
 
     kept: ClassVar[int] = 3
@@ -121,23 +126,23 @@ class ScheduleFreeConfig(AdamWConfig):
         """Raise ConfigError for values outside their domain, and for a schedule that decays."""
         AdamWConfig.check(self, run)
         require(
-            hasattr(run.schedule, "warmup") and not hasattr(run.schedule, "floor"),
-            "optimizer=schedule_free: its average takes the place of a decaying schedule; use schedule=constant, which warms up only",
+            not getattr(run.schedule, "decays", False),
+            "optimizer=schedule_free: its average takes the place of a schedule that decays; use schedule=constant",
         )
 
 
 class Optimizer(torch.optim.Optimizer):
     """What the loop needs of an update rule. Every group has a `base_lr`, which a schedule multiplies.
 
-    A step divides all gradients by `grad_scale`, and leaves parameters and moments as they are when `found_inf` is 1; both are tensors
-    on the device. All that a step changes besides the parameters is in `state`, in tensors, or follows from it in `reloaded`.
+    A step divides all gradients by `grad_scale`, and leaves parameters and moments as they are when `found_inf` is 1; both are
+    tensors on the device. What a step changes besides the parameters is in `state`, in tensors, or follows from it in `reloaded`.
     """
 
     grad_scale: Tensor
     found_inf: Tensor
 
     def evaluated(self, model: nn.Module) -> list[Tensor]:
-        """What is validated, averaged, drawn from and saved, a tensor for each parameter: the weights, where a rule has no others."""
+        """What is validated, averaged, drawn from and saved, a tensor for each parameter: the weights, if there are no others."""
         return [parameter.data for parameter in model.parameters()]
 
     def reloaded(self) -> None:
@@ -167,7 +172,8 @@ class Muon(Optimizer):
             elif parameter.requires_grad:
                 matrices.setdefault(parts.get(name, 1), []).append(parameter)
         hidden: list[dict[str, Any]] = [
-            {"params": found, "parts": count, "lr": config.hidden_lr, "base_lr": config.hidden_lr} for count, found in matrices.items()
+            {"params": found, "parts": count, "lr": config.hidden_lr, "base_lr": config.hidden_lr}
+            for count, found in matrices.items()
         ]
         beta1, beta2 = config.betas
         self.config = config
@@ -179,12 +185,14 @@ class Muon(Optimizer):
         self.adamw.state = self.state  # one state, by parameter, for the checkpoint
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update; see Optimizer."""
         self.adamw.grad_scale, self.adamw.found_inf = self.grad_scale, self.found_inf  # type: ignore[attr-defined]
         self.adamw.step()
         c, kept = self.config, 1 - self.found_inf
-        parameters, updates, sizes = [], [], []
+        parameters: list[Tensor] = []
+        updates: list[Tensor] = []
+        sizes: list[float] = []
         for group in self.hidden:
             for parameter, gradient in _clean(group, self):
                 state = self.state[parameter]
@@ -212,7 +220,8 @@ class ScheduleFree(Optimizer):
     def __init__(self, config: ScheduleFreeConfig, model: nn.Module) -> None:
         super().__init__(parameter_groups(config, model), {})
         self.config = config
-        self.average = {parameter: parameter.detach().clone() for parameter in model.parameters()}  # x
+        # x; a checkpoint holds it as the model's weights
+        self.average: dict[Tensor, Tensor] = {parameter: parameter.detach().clone() for parameter in model.parameters()}
 
     def evaluated(self, model: nn.Module) -> list[Tensor]:
         """See Optimizer: x."""
@@ -230,7 +239,7 @@ class ScheduleFree(Optimizer):
         parameter.copy_(self.state[parameter]["z"].lerp(self.average[parameter], self.config.betas[0]))
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update; see Optimizer."""
         c, kept, beta2 = self.config, 1 - self.found_inf, self.config.betas[1]
         for group in self.param_groups:
@@ -269,7 +278,8 @@ def rates(config: AdamWConfig, model: nn.Module) -> dict[str, float]:
             return {name: config.lr / fan for name, fan in fan_ins(model).items()}
         case RateRule.mup:
             grown = growth(model)
-            ratio = config.base_width / model.architecture.size.dim  # type: ignore[union-attr, operator]
+            architecture: Any = model.architecture
+            ratio = config.base_width / architecture.size.dim
             return {name: _shared(config) / each.multiple(ratio) for name, each in grown.items()}
         case RateRule.constant:
             return {name: config.lr for name, _ in model.named_parameters()}

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 from hdm.config.axes import SCHEDULE
 from hdm.config.check import require
@@ -28,6 +29,8 @@ class Schedule:
 @dataclass(kw_only=True, slots=True)
 class CosineConfig:
     """Linear warm-up, then half a cosine down to `floor` at the end of the budget (spec 1.4)."""
+
+    decays: ClassVar[bool] = True
 
     warmup: int = option(1000, "steps of linear warm-up")
     floor: float = option(0.01, "factor at the end of the run")
@@ -78,6 +81,8 @@ class Constant(Schedule):
 class LinearConfig:
     """Linear warm-up, then a straight line down to `floor` at the end of the budget (Defazio et al., arXiv 2310.07831)."""
 
+    decays: ClassVar[bool] = True
+
     warmup: int = option(1000, "steps of linear warm-up")
     floor: float = option(0.0, "factor at the end of the run")
 
@@ -103,10 +108,13 @@ class Linear(Schedule):
 class WsdConfig:
     """Warm-up, stable, decay: the base rate until the last part of the budget, then down to `floor` (MiniCPM, arXiv 2404.06395)."""
 
+    decays: ClassVar[bool] = True
+
     warmup: int = option(1000, "steps of linear warm-up")
     decay: float = option(0.2, "last fraction of the budget, in which the rate falls")
     shape: Decay = option(
-        Decay.one_minus_sqrt, "one_minus_sqrt: 1 - sqrt(u) (Hägele et al., arXiv 2405.18392); linear: 1 - u; u from 0 to 1 in the decay"
+        Decay.one_minus_sqrt,
+        "one_minus_sqrt: 1 - sqrt(u) (Hägele et al., arXiv 2405.18392); linear: 1 - u; u from 0 to 1 in the decay",
     )
     floor: float = option(0.0, "factor at the end of the run")
 
@@ -114,7 +122,8 @@ class WsdConfig:
         """Raise ConfigError for fractions outside [0, 1]."""
         require(self.warmup >= 0, f"schedule.warmup={self.warmup}: must be 0 or above")
         require(
-            0 < self.decay <= 1, f"schedule.decay={self.decay}: must be above 0 and at most 1, such as 0.2; without decay: schedule=constant"
+            0 < self.decay <= 1,
+            f"schedule.decay={self.decay}: must be above 0 and at most 1, such as 0.2; without decay: schedule=constant",
         )
         require(0 <= self.floor <= 1, f"schedule.floor={self.floor}: must be between 0 and 1")
 

@@ -16,7 +16,7 @@ from hdm.model import Architecture, build
 from hdm.model.width import Growth, Role, at_width, growth
 from hdm.train.optimizer import AdamWConfig, RateRule, clipped_step, rates
 
-# Every way in which a parameter grows: fused, tables, per-head scalars, learned frequencies, a width with a constant in it, kernels.
+# Every way in which a parameter grows: fused, tables, scalars per head, learned frequencies, a width with a constant in it.
 CASES = [
     [],
     ["merge=concat", "adaln=hyper", "encoding=learned_abs"],
@@ -43,9 +43,7 @@ def test_rates_and_decays_are_those_of_the_mup_package(case, compensate):
     base, delta = (build(architecture(case, width), seed=None) for width in (BASE, 2 * BASE))
     mup.set_base_shapes(model, base, delta=delta, rescale_params=False, do_assert=False)
     theirs = mup.MuAdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
-    config = AdamWConfig(
-        lr=1e-3 * BASE, rule=RateRule.mup, base_width=BASE, weight_decay=0.1, compensate_decay=compensate
-    )
+    config = AdamWConfig(lr=1e-3 * BASE, rule=RateRule.mup, base_width=BASE, weight_decay=0.1, compensate_decay=compensate)
     ours = OPTIMIZER.build(config, model)
 
     expected, roles = by_name(theirs, model, "lr"), {name: each.role for name, each in growth(model).items()}

@@ -177,8 +177,8 @@ def test_how_often_one_looks_changes_no_bit(nano, listener, tmp_path):
 
 def test_a_schedule_that_decays_is_refused():
     for schedule in ("cosine", "linear", "wsd"):
-        with pytest.raises(ConfigError, match="optimizer=schedule_free: .*use schedule=constant"):
+        with pytest.raises(ConfigError, match=r"optimizer=schedule_free: .*use schedule=constant"):
             compose(["optimizer=schedule_free", f"schedule={schedule}"])
     assert compose(["optimizer=schedule_free", "schedule=constant"]).optimizer.betas == [0.9, 0.999]
-    with pytest.raises(ConfigError, match="optimizer.lr"):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr"):
         compose(["optimizer=schedule_free", "schedule=constant", "optimizer.lr=0"])
