@@ -135,7 +135,7 @@ def _changes(run: RunConfig, model: Backbone, optimizer: object, steps: int, rat
             clipped_step(update, 0.0)
     for handle in handles:
         handle.remove()
-    return changes
+    return {row: by_step for row, by_step in changes.items() if any(rows[name] == row for name in first)}  # what forward() calls
 
 
 def _distance(now: list[Tensor], then: list[Tensor]) -> float:
