@@ -143,9 +143,9 @@ def _encoders(run: RunConfig, size: int, text_tokens: int) -> int | None:
 
 
 def _states(run: RunConfig, parameters: int) -> int:
-    """Bytes of weights, gradients, two moments and the averages, all fp32."""
+    """Bytes of weights, gradients, what the optimizer keeps of each and the averages, all fp32."""
     averages = (run.ema.power > 0) + (run.ema.decay > 0)
-    return parameters * 4 * (1 + 1 + 2 + averages)
+    return parameters * 4 * (1 + 1 + getattr(run.optimizer, "kept", 2) + averages)
 
 
 # --- print ------------------------------------------------------------------------------------------------------------

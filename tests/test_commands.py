@@ -10,7 +10,17 @@ import pytest
 from hdm.config.compose import compose
 from hdm.config.lines import REPOSITORY
 
-COMMANDS = ["hdm.run", "hdm.sweep", "hdm.sample", "hdm.prepare", "hdm.sync", "hdm.variants", "eval.fid", "eval.clip"]
+COMMANDS = [
+    "hdm.run",
+    "hdm.sweep",
+    "hdm.sample",
+    "hdm.prepare",
+    "hdm.sync",
+    "hdm.variants",
+    "hdm.coordcheck",
+    "eval.fid",
+    "eval.clip",
+]
 
 
 def run(*arguments, **kwargs):

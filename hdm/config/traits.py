@@ -32,6 +32,9 @@ class Trait(StrEnum):
     TEXT_SEQUENCE = "text_sequence", "text tokens in the sequence"
     SKIPS = "skips", "encoder states to merge"
     ROUTE = "route", "a middle that image tokens can bypass"
+    FREE_DECODER = "free_decoder", "last blocks that may see more tokens than the first"
+    JOINT = "joint", "an attention that takes two sets of projections"
+    ONE_GRID = "one_grid", "one grid of image tokens in all blocks"
     SQUARE = "square", "batches of square images of one size"
 
 

@@ -174,6 +174,10 @@ class Full(SelfAttention):
     def __init__(self, config: FullConfig, size: ModelConfig, encoding: Encoding, *, index: int = 0) -> None:
         super().__init__(size, encoding, qk_norm=config.qk_norm, qkv_bias=config.qkv_bias)
 
+    def parts(self) -> dict[str, int]:
+        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
+        return {"qkv.weight": 3}
+
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, *, only: int | None = None) -> Float[Tensor, "B Q D"]:
         """See SelfAttention."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
@@ -188,6 +192,10 @@ class CrossAttention(Attention):
         self.q = nn.Linear(size.dim, size.dim, bias=False)
         self.kv = nn.Linear(size.dim, 2 * size.dim, bias=False)
         self.out = nn.Linear(size.dim, size.dim)
+
+    def parts(self) -> dict[str, int]:
+        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
+        return {"kv.weight": 2}
 
     def forward(self, x: Float[Tensor, "B T D"], state: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """Queries from `x`, keys and values from `state`; both lie as `layout` says."""

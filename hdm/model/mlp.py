@@ -89,6 +89,10 @@ class SwiGLU(Mlp):
         self.w12 = nn.Linear(size.dim, 2 * size.mlp_dim)
         self.w3 = nn.Linear(size.mlp_dim, size.dim)
 
+    def parts(self) -> dict[str, int]:
+        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
+        return {"w12.weight": 2}
+
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """See Mlp."""
         gate, value = self.w12(x).chunk(2, dim=-1)

@@ -28,11 +28,14 @@ def power_exponent(sigma_rel: float) -> float:
 
 
 class Averages:
-    """The averages that a run keeps: by name, one tensor for each parameter of the model, in its order."""
+    """The averages that a run keeps: by name, one tensor for each parameter of the model, in its order.
 
-    def __init__(self, model: nn.Module, config: EmaConfig) -> None:
+    They are of `weights`, by default the model's own (see `hdm.train.optimizer.Optimizer.evaluated`).
+    """
+
+    def __init__(self, model: nn.Module, config: EmaConfig, *, weights: list[Tensor] | None = None) -> None:
         self.names = [name for name, _ in model.named_parameters()]
-        self.parameters: list[Tensor] = [p.data for p in model.parameters()]
+        self.weights = [p.data for p in model.parameters()] if weights is None else weights
         self.decay = config.decay
         self.gamma = power_exponent(config.power) if config.power > 0 else 0.0
         kept = [name for name, width in ((POWER, config.power), (DECAY, config.decay)) if width > 0]
@@ -48,7 +51,7 @@ class Averages:
         """Take in the weights after a step over `fresh` samples that brought those seen to `samples`: 1/t = fresh / samples."""
         for name, tensors in self.tensors.items():
             beta = (1 - fresh / samples) ** (self.gamma + 1) if name == POWER else self.decay
-            torch._foreach_lerp_(tensors, self.parameters, 1 - beta)
+            torch._foreach_lerp_(tensors, self.weights, 1 - beta)
 
     def state(self, name: str) -> dict[str, Tensor]:
         """The average `name` by parameter name."""
@@ -56,12 +59,9 @@ class Averages:
 
     @contextmanager
     def applied(self, model: nn.Module, name: str | None) -> Iterator[None]:
-        """The model with the weights of average `name` inside the `with` (None: its own); nothing is copied."""
-        if name is None:
-            yield
-            return
+        """The model with average `name` inside the `with` (None: the weights that are averaged); nothing is copied."""
         raw = [p.data for p in model.parameters()]
-        for parameter, average in zip(model.parameters(), self.tensors[name], strict=True):
+        for parameter, average in zip(model.parameters(), self.weights if name is None else self.tensors[name], strict=True):
             parameter.data = average
         try:
             yield

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from hdm.config.axes import OPTIMIZER
@@ -15,6 +14,7 @@ from hdm.model.backbone import Backbone
 from hdm.train import checkpoint
 from hdm.train.budget import Clock
 from hdm.train.ema import Averages
+from hdm.train.optimizer import Optimizer
 
 _REMEDY = "it was written by another version; start a new run with another name="
 
@@ -24,7 +24,7 @@ class TrainState:
     """The state of a run between two steps; `data` holds the digests of what it is trained and validated on."""
 
     model: Backbone
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     averages: Averages
     data: dict[str, str]
     clock: Clock = field(default_factory=Clock)
@@ -33,7 +33,9 @@ class TrainState:
     @classmethod
     def initial(cls, run: RunConfig, model: Backbone, *, data: dict[str, str]) -> "TrainState":
         """The state before the first step."""
-        return cls(model=model, optimizer=OPTIMIZER.build(run.optimizer, model), averages=Averages(model, run.ema), data=data)
+        optimizer = OPTIMIZER.build(run.optimizer, model)
+        averages = Averages(model, run.ema, weights=optimizer.evaluated(model))
+        return cls(model=model, optimizer=optimizer, averages=averages, data=data)
 
     @property
     def name(self) -> str:
@@ -43,7 +45,9 @@ class TrainState:
     def save(self, folder: Path, run: RunConfig) -> Path:
         """Write the checkpoint of this moment into run `folder`."""
         averages = {f"ema-{name}": self.averages.state(name) for name in self.averages.tensors}
-        tensors = {"model": self.model.state_dict(), **averages, "optimizer": self._moments()}
+        with self.averages.applied(self.model, None):
+            weights = self.model.state_dict()
+        tensors = {"model": weights, **averages, "optimizer": self._moments()}
         state = {**asdict(self.clock), "skipped": self.skipped, "data": self.data, "config": flatten(run)}
         return checkpoint.save(folder, samples=self.clock.samples, tensors=tensors, state=state, keep=run.train.keep_checkpoints)
 
@@ -62,6 +66,7 @@ class TrainState:
             for key, tensor in zip(self.averages.names, own, strict=True):
                 tensor.copy_(_take(stored, key, path / f"ema-{name}.safetensors"))
         self._restore_moments(checkpoint.read_tensors(path, "optimizer"), path / "optimizer.safetensors")
+        self.optimizer.reloaded()
         self.clock = Clock(**{name: state[name] for name in asdict(self.clock)})
         self.skipped = state["skipped"]
 

@@ -54,7 +54,8 @@ class Validation:
         val/loss (averaged weights), val/loss_raw (the trained ones), val/loss_t0 … t3 (by quarter of the law of t, from
         clean to noisy) and val/loss_unconditional (with the empty caption: the difference is what the text is worth).
         """
-        raw = self.losses(model)
+        with averages.applied(model, None):
+            raw = self.losses(model)
         with averages.applied(model, averages.best):
             averaged = self.losses(model) if averages.best else raw
             unconditional = self.losses(model, unconditional=True)
