@@ -26,3 +26,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many pairs of variants tests/contract held to the contract; xdist's workers send the numbers along."""
+    found = [dict(report.user_properties) for report in terminalreporter.stats.get("passed", []) if report.when == "call"]
+    if pairs := sum(properties.get("pairs", 0) for properties in found):
+        refused = sum(properties.get("refused", 0) for properties in found)
+        terminalreporter.write_line(f"contract: {pairs} pairs of variants train, {refused} are refused")

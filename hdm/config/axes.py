@@ -6,6 +6,7 @@ are the groups of the command line (`merge=concat`) and fields of `hdm.config.sc
 
 import importlib.util
 import pkgutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ AXES: dict[str, Axis[Any]] = {axis.name: axis for axis in list(globals().values(
 _PACKAGES = ("hdm.model", "hdm.conditioning", "hdm.data", "hdm.diffusion", "hdm.train")
 
 
+@cache
 def discover() -> dict[str, Axis[Any]]:
     """Declare every variant that the package carries and return the axes by name. Imports no torch; runs once."""
     for package in _PACKAGES:

@@ -162,6 +162,10 @@ class SelfAttention(Attention):
         self.qkv = nn.Linear(size.dim, 3 * size.dim, bias=qkv_bias)
         self.out = nn.Linear(size.dim, size.dim)
 
+    def parts(self) -> dict[str, int]:
+        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
+        return {"qkv.weight": 3}
+
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, *, only: int | None = None) -> Float[Tensor, "B Q D"]:
         """Attend among all tokens; with `only`, return the first `only` of them."""
         raise NotImplementedError
@@ -173,10 +177,6 @@ class Full(SelfAttention):
 
     def __init__(self, config: FullConfig, size: ModelConfig, encoding: Encoding, *, index: int = 0) -> None:
         super().__init__(size, encoding, qk_norm=config.qk_norm, qkv_bias=config.qkv_bias)
-
-    def parts(self) -> dict[str, int]:
-        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
-        return {"qkv.weight": 3}
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, *, only: int | None = None) -> Float[Tensor, "B Q D"]:
         """See SelfAttention."""

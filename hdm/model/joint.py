@@ -27,6 +27,10 @@ class TextStream(nn.Module):
             self.qkv = nn.Linear(size.dim, 3 * size.dim, bias=config.qkv_bias)
             self.out = nn.Linear(size.dim, size.dim)
 
+    def parts(self) -> dict[str, int]:
+        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
+        return {"kv.weight": 2} if self.ends else {"qkv.weight": 3}
+
     def project(self, h: Float[Tensor, "B L D"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (none of them with `ends`), keys and values."""
         if self.ends:

@@ -4,6 +4,7 @@ Shapes: B images, T tokens (Q of them as queries), H heads, D channels, C channe
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from hdm.model.norm import RmsConfig, RMSNorm
 @dataclass(kw_only=True, slots=True)
 class LinearConfig:
     """relu(q) (sum of relu(k) v) / (relu(q) sum of relu(k)), at a cost that is linear in the tokens (SANA, Xie et al., 2024)."""
+
+    takes: ClassVar[dict[str, str]] = {"joint": "it has one set of projections"}
 
     head_dim: int = option(32, "channels per head of this attention; its heads are model.dim / head_dim")
     qk_norm: QKNorm = option(QKNorm.none, "norm of q and k over all channels, before the ReLU: none (SANA) or rms (SANA 1.5)")

@@ -30,6 +30,7 @@ except ImportError:
 class NeighborhoodConfig:
     """Each image token attends to the k x k image tokens around it (NAT, Hassani et al., 2023; HDiT, Crowson et al., 2024)."""
 
+    takes: ClassVar[dict[str, str]] = {"joint": "it has one set of projections"}
     needs: ClassVar[dict[str, str]] = {"grid": "its windows are cut from the 2-D grid of image tokens"}
     adapts: ClassVar[dict[str, str]] = {
         "image_sequence": "image tokens attend to their window and to all text, text and time tokens to everything"
@@ -50,6 +51,7 @@ class NeighborhoodConfig:
 class WindowConfig:
     """Windows of w x w tokens attend within themselves, in every other block shifted by w/2 (Swin, Liu et al., 2021)."""
 
+    takes: ClassVar[dict[str, str]] = {"joint": "it has one set of projections"}
     needs: ClassVar[dict[str, str]] = {"grid": "its windows are cut from the 2-D grid of image tokens"}
     adapts: ClassVar[dict[str, str]] = {
         "image_sequence": "image tokens attend to their window and to all text, text and time tokens to everything"

@@ -99,6 +99,10 @@ class TextSublayer(nn.Module):
         """See `hdm.model.init`."""
         return {} if self.modulated else {"out.weight": zeros, "out.bias": zeros}
 
+    def parts(self) -> dict[str, int]:
+        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
+        return {"kv.weight": 2}
+
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """What each token reads of the text. Text lies at position (0, 0): of a rotation only the queries' part is seen."""
         assert layout.text is not None

@@ -1,27 +1,43 @@
 """A network of a few thousand parameters and its inputs, for the tests of this folder."""
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import torch
 
+from hdm.config import compat
 from hdm.config.axes import discover
-from hdm.config.schema import ModelConfig
+from hdm.config.compose import compose
+from hdm.config.schema import ModelConfig, RunConfig
 from hdm.model import Architecture, Backbone, Condition, Route, build, full_view
 
 SIZE = ModelConfig(size="test", dim=32, mlp_dim=48, heads=2, head_dim=16, depth=2, dec_blocks=2, post_depth=1)
 CONTEXT = 24
-MODEL_AXES = ("backbone", "merge", "adaln", "norm", "attention", "mlp", "position", "encoding", "routing", "text_fusion")
+MODEL_AXES = tuple(field.name for field in dataclasses.fields(Architecture) if field.name in discover())
+
+
+@cache
+def published(backbone: str) -> RunConfig:
+    """The backbone with what its published form implies for the other axes."""
+    return compose(["experiment=none", f"backbone={backbone}"])
 
 
 def architecture(*, size: dict[str, Any] | None = None, **axes: Any) -> Architecture:
-    """The test network; `merge="add"` or `merge=("cross", {"pairing": Pairing.deepest})` chooses a variant."""
-    configs = {}
-    for axis, choice in axes.items():
-        name, fields = (choice, {}) if isinstance(choice, str) else choice
-        configs[axis] = discover()[axis].get(name).config(**fields)
-    if any("grid" in getattr(config, "needs", {}) for config in configs.values()):
-        configs.setdefault("routing", discover()["routing"].get("none").config())  # any other is refused with these
+    """The test network; `merge="add"` or `merge=("cross", {"pairing": Pairing.deepest})` chooses a variant.
+
+    On the other axes stands what the backbone implies, or the nearest variant that goes with what is chosen.
+    """
+    choices = {axis: (choice, {}) if isinstance(choice, str) else choice for axis, choice in axes.items()}
+    base = published(choices.get("backbone", ("xut", {}))[0])
+    rest = {axis: discover()[axis].of(getattr(base, axis)) for axis in MODEL_AXES}
+    variants = compat.completed({axis: discover()[axis].get(name) for axis, (name, _) in choices.items()}, rest)
+    configs = {
+        axis: variant.config(**choices.get(axis, ("", {}))[1])
+        if axis in choices or variant is not rest[axis]
+        else dataclasses.replace(getattr(base, axis))
+        for axis, variant in variants.items()
+    }
     return Architecture(size=dataclasses.replace(SIZE, **(size or {})), context_dim=CONTEXT, **configs)
 
 
