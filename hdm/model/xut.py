@@ -11,13 +11,14 @@ here is only the U.
 Shapes: B images, N image tokens, L text tokens, T = N + L (+ 1 with a time token), D width, K kept tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,7 +27,7 @@ from hdm.config.registry import option
 from hdm.config.schema import RunConfig
 from hdm.model.adaln import Modulation
 from hdm.model.attention import Layout
-from hdm.model.backbone import Architecture, Backbone, Condition, Route
+from hdm.model.backbone import Architecture, Backbone, Condition, Route, Tap
 from hdm.model.block import Block
 from hdm.model.embed import AspectEmbed, PatchEmbed, PatchOutput, TimeEmbed
 from hdm.model.init import Init, materialize, zeros
@@ -104,40 +105,59 @@ class XUT(Backbone):
         return {f"{end}.{leaf}": zeros for end in ends for leaf, _ in self.get_submodule(end).named_parameters()}
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], timestep: Float[Tensor, " B"], condition: Condition, *, route: Route | None = None
+        self,
+        x: Float[Tensor, "B C H W"],
+        timestep: Float[Tensor, " B"],
+        condition: Condition,
+        *,
+        route: Route | None = None,
+        tap: Tap | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """See Backbone. Raises ValueError when the position map is of another grid than the latents."""
         grid = (x.shape[2] // self.patch.patch, x.shape[3] // self.patch.patch)
         time = self.time(timestep) + self.aspect(condition.aspect)
         modulation = self.adaln(time)
         tokens, layout = self._tokens(x, time, condition)
-        n = grid[0] * grid[1]
+        n, numbers = grid[0] * grid[1], count(1)
+
+        def behind(tokens: Float[Tensor, "B T D"], kept: Int[Tensor, "B K"] | None = None) -> None:
+            """A block has given `tokens`."""
+            if tap is not None and next(numbers) == tap.depth:
+                tap.tokens, tap.kept = tokens[:, : n if kept is None else kept.shape[1]], kept
 
         for block in self.pre:
             tokens = self._run(block, tokens, layout, modulation)
+            behind(tokens)
 
         kept = self.routing.kept(route, n)
         if kept is None:
-            tokens = self._u(tokens, layout, modulation)
+            tokens = self._u(tokens, layout, modulation, behind)
         else:
             rest = torch.arange(n, tokens.shape[1], device=kept.device).expand(len(kept), -1)
             index = torch.cat([kept, rest], dim=1)
-            inner = self._u(tokens.take_along_dim(index[..., None], dim=1), layout.take(index), modulation)
+            inner = tokens.take_along_dim(index[..., None], dim=1)
+            inner = self._u(inner, layout.take(index), modulation, lambda tokens: behind(tokens, kept))
             tokens = tokens.scatter(1, index[..., None].expand_as(inner), inner.to(tokens.dtype))
 
         for i, block in enumerate(self.post):
             is_last = i == len(self.post) - 1
             tokens = self._run(block, tokens, layout, modulation, only=n if is_last else None)
+            behind(tokens)
         return self.out(tokens[:, :n], grid).to(x.dtype)
 
     def _u(
-        self, tokens: Float[Tensor, "B K D"], layout: Layout, modulation: Mapping[str, Modulation | None]
+        self,
+        tokens: Float[Tensor, "B K D"],
+        layout: Layout,
+        modulation: Mapping[str, Modulation | None],
+        behind: Callable[[Tensor], None],
     ) -> Float[Tensor, "B K D"]:
-        """The encoder groups, then the decoder groups, each of which merges one encoder state."""
+        """The encoder groups, then the decoder groups, each of which merges one encoder state. `behind` sees every output."""
         states = []
         for group in self.encoder:
             for block in group.children():
                 tokens = self._run(block, tokens, layout, modulation)
+                behind(tokens)
             states.append(tokens)
 
         if self.architecture.merge.pairing is Pairing.deepest:
@@ -145,6 +165,7 @@ class XUT(Backbone):
         for group, state in zip(self.decoder, reversed(states)):
             for j, block in enumerate(group.children()):
                 tokens = self._run(block, tokens, layout, modulation, state=state if j == 0 else None)
+                behind(tokens)
         return tokens
 
     def _tokens(
@@ -173,6 +194,13 @@ class XUT(Backbone):
         if self.architecture.size.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, tokens, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
         return block(tokens, *args, **kwargs)
+
+    def tap_width(self, depth: int) -> int:
+        """See Backbone."""
+        blocks = sum(isinstance(module, Block) for module in self.modules())
+        if not 1 <= depth <= blocks:
+            raise ValueError(f"the backbone has {blocks} blocks; choose 1 to {blocks}")
+        return self.architecture.size.dim
 
     def position_map(self, view: Float[Tensor, "B 6"], grid: tuple[int, int]) -> Float[Tensor, "B N 2"]:
         """See Backbone."""
