@@ -20,6 +20,7 @@ from hdm.train.optimizer import fan_ins
 
 STEPS, KILLED, BATCH = 20, 11, 4
 REPA = ["alignment=repa", "teacher=efficientnet", "teacher.size=32", "alignment.hidden=24"]
+COMMON = [f"budget.steps={STEPS}", "train.log_every=4", "train.checkpoint_every=12", "validation.samples=2"]
 
 
 class Killer(Listener):
@@ -31,8 +32,11 @@ class Killer(Listener):
 
 
 def run_of(*overrides):
-    common = [f"budget.steps={STEPS}", "train.log_every=4", "train.checkpoint_every=12", "validation.samples=2"]
-    return compose([*NANO, *REPA, *common, *overrides])
+    return compose([*NANO, *REPA, *COMMON, *overrides])
+
+
+def plain(*overrides):
+    return compose([*NANO, *COMMON, *overrides])
 
 
 def test_killed_and_resumed_to_the_bit(shards, tmp_path):
@@ -68,8 +72,8 @@ def test_sampling_and_evaluation_load_no_projector(shards, tmp_path):
 
 def test_no_other_initial_value_moves(shards, tmp_path):
     first = {}
-    for name, lines in (("with", []), ("without", ["alignment=none"])):
-        train(run_of(*lines, "budget.steps=1"), tmp_path / name, Listener())
+    for name, make in (("with", run_of), ("without", plain)):
+        train(make("budget.steps=1"), tmp_path / name, Listener())
         first[name] = tmp_path / name / "checkpoints" / "samples-000000000"
     assert (first["with"] / "model.safetensors").read_bytes() == (first["without"] / "model.safetensors").read_bytes()
     assert not (first["without"] / "alignment.safetensors").exists()
@@ -96,18 +100,22 @@ def test_the_alignment_falls_and_is_logged_beside_the_loss(shards, tmp_path, rat
     assert len(series) == 10 and all(-1 <= value <= 1 for value in series)
     assert series[-1] < series[0] - 0.2
     assert set(listener.series("train/alignment")) == set(listener.series("train/loss"))
-    plain = Listener()
-    train(run_of("alignment=none", "budget.steps=1"), tmp_path / "plain", plain)
-    assert not plain.series("train/alignment")
-    assert plain.series("val/loss")[0] == listener.series("val/loss")[0]  # validation knows nothing of the term
+    without = Listener()
+    train(plain("budget.steps=1"), tmp_path / "plain", without)
+    assert not without.series("train/alignment")
+    assert without.series("val/loss")[0] == listener.series("val/loss")[0]  # validation knows nothing of the term
 
 
-def test_only_the_alignment_changes_the_first_gradient(shards, tmp_path):
-    """The loss of the first step is the objective's alone; the two runs see the same batch, noise and route."""
+def test_the_logged_loss_is_the_objectives_and_the_weight_reaches_the_update(shards, tmp_path):
+    """All runs see the same batch, noise and route: the first loss is the same, the second is not."""
     losses = []
-    for name, line in (("a", "alignment.weight=0.5"), ("b", "alignment.weight=5"), ("c", "alignment=none")):
+    for name, run in (
+        ("a", run_of("budget.steps=2")),
+        ("b", run_of("alignment.weight=5", "budget.steps=2")),
+        ("c", plain("budget.steps=2")),
+    ):
         listener = Listener()
-        train(run_of(line, "budget.steps=2"), tmp_path / name, listener)
+        train(run, tmp_path / name, listener)
         losses.append(listener.series("train/loss"))
     assert losses[0][4] == losses[1][4] == losses[2][4]
     assert len({series[8] for series in losses}) == 3
