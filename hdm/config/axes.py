@@ -31,6 +31,8 @@ DATA: Axis[Any] = Axis("data", "the captioned images", default="openmoji")
 CROP: Axis[Any] = Axis("crop", "how images of any aspect ratio become a batch", default="shifted_square")
 
 OBJECTIVE: Axis[Any] = Axis("objective", "what the network is trained to predict", default="velocity")
+ALIGNMENT: Axis[Any] = Axis("alignment", "what else the network's tokens are drawn to in training", default="none")
+TEACHER: Axis[Any] = Axis("teacher", "the frozen image network of an alignment loss", default="dinov2")
 TIMESTEP: Axis[Any] = Axis("timestep", "the law of the training timestep", default="logit_normal")
 SAMPLER: Axis[Any] = Axis("sampler", "the integrator from noise (t=1) to image (t=0)", default="euler")
 GUIDANCE: Axis[Any] = Axis("guidance", "how the sampled velocity is steered", default="cfg")

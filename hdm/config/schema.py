@@ -273,6 +273,8 @@ class RunConfig:
     data: Any = None
     crop: Any = None
     objective: Any = None
+    alignment: Any = None
+    teacher: Any = None
     timestep: Any = None
     sampler: Any = None
     guidance: Any = None

@@ -16,7 +16,7 @@ from hdm.config.axes import OBJECTIVE
 from hdm.config.check import require
 from hdm.config.registry import option
 from hdm.config.schema import RunConfig
-from hdm.model.backbone import Backbone, Condition, Route
+from hdm.model.backbone import Backbone, Condition, Route, Tap
 
 
 class Objective(ABC):
@@ -31,9 +31,11 @@ class Objective(ABC):
         timestep: Float[Tensor, " B"],
         condition: Condition,
         route: Route | None,
+        tap: Tap | None = None,
     ) -> Float[Tensor, " B"]:
-        """Loss of every sample, float32, mean over its elements; the caller averages over the batch."""
-        output = model(interpolate(latents, noise, timestep), timestep, condition, route=route)
+        """Loss of every sample, float32, mean over its elements; the caller averages over the batch. The pass fills `tap`."""
+        asked = {} if tap is None else {"tap": tap}  # a network that nobody taps need not know of taps
+        output = model(interpolate(latents, noise, timestep), timestep, condition, route=route, **asked)
         return self.compare(output.float(), latents, noise=noise, timestep=timestep)
 
     @abstractmethod
@@ -230,11 +232,22 @@ class ImageToVelocity(Backbone):
         self.model, self.t_min = model, t_min
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], timestep: Float[Tensor, " B"], condition: Condition, *, route: Route | None = None
+        self,
+        x: Float[Tensor, "B C H W"],
+        timestep: Float[Tensor, " B"],
+        condition: Condition,
+        *,
+        route: Route | None = None,
+        tap: Tap | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """The velocity."""
-        image: Tensor = self.model(x, timestep, condition, route=route)
+        asked = {} if tap is None else {"tap": tap}
+        image: Tensor = self.model(x, timestep, condition, route=route, **asked)
         return (x.float() - image.float()) / timestep.clamp_min(self.t_min)[:, None, None, None]
+
+    def tap_width(self, depth: int) -> int:
+        """The network's own."""
+        return self.model.tap_width(depth)
 
     def position_map(self, view: Float[Tensor, "B 6"], grid: tuple[int, int]) -> Float[Tensor, "B N 2"]:
         """The network's own."""

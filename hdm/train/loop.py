@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hdm.config.axes import DATA, OBJECTIVE, SCHEDULE
+from hdm.config.axes import ALIGNMENT, DATA, OBJECTIVE, SCHEDULE
 from hdm.config.errors import ConfigError
 from hdm.config.schema import Precision, RunConfig
 from hdm.data.loader import training_batches
@@ -46,7 +46,9 @@ def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
         Flops(run),
     )
     data = {"training": shards.digest, "validation": held_out.digest}
-    state = TrainState.initial(run, build(Architecture.of(run), device=device, seed=run.seed), data=data)
+    network = build(Architecture.of(run), device=device, seed=run.seed)
+    alignment = ALIGNMENT.build(run.alignment, run, network, device=device)
+    state = TrainState.initial(run, network, data=data, alignment=alignment)
     if start := latest(folder):
         state.restore(start)
     model, clock, optimizer = state.model, state.clock, state.optimizer
@@ -64,13 +66,16 @@ def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
             observer.meter.begin(clock.steps + 1)
             for batch in islice(batches, parts):
                 x = examples.draw(batch, model)
+                tap, target = alignment.tap(), alignment.target(batch.pixels, examples.grid(batch.pixels))
                 with bf16:
                     losses = objective.loss(
-                        model, x.latents, noise=x.noise, timestep=x.timestep, condition=x.condition, route=x.route
+                        model, x.latents, noise=x.noise, timestep=x.timestep, condition=x.condition, route=x.route, tap=tap
                     )
-                (losses.sum() / batch_size).backward()
+                    apart = alignment.loss(tap, target)
+                total = losses if apart is None else losses + alignment.weight * apart
+                (total.sum() / batch_size).backward()
                 clock.flops += len(batch) * flops.per_sample(examples.grid(batch.pixels), x.condition.text.shape[1])
-                observer.meter.losses(batch, losses)
+                observer.meter.losses(batch, losses, alignment=apart)
                 observer.skipped(batch)
             rate = schedule.factor(step=clock.steps + 1, progress=progress)
             set_rate(optimizer, rate)

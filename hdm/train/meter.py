@@ -18,6 +18,7 @@ class _Step:
     keys: list[str] = field(default_factory=list)
     index: list[int] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
+    alignment: list[Tensor] = field(default_factory=list)
     norm: Tensor | None = None
 
 
@@ -28,17 +29,20 @@ class Meter:
         self._pending: list[_Step] = []
         self._losses: list[float] = []
         self._norms: list[float] = []
+        self._alignment: list[float] = []
 
     def begin(self, step: int) -> None:
         """Open the record of `step`."""
         self._pending.append(_Step(step))
 
-    def losses(self, batch: Batch, losses: Tensor) -> None:
-        """Take in the per-sample losses of one micro-batch."""
+    def losses(self, batch: Batch, losses: Tensor, *, alignment: Tensor | None = None) -> None:
+        """Take in the per-sample losses of one micro-batch: the objective's, and the unweighted alignment where there is one."""
         step = self._pending[-1]
         step.keys += batch.keys
         step.index += batch.index
         step.losses.append(losses.detach())
+        if alignment is not None:
+            step.alignment.append(alignment.detach())
 
     def norm(self, norm: Tensor) -> None:
         """Take in the step's gradient norm; the step is complete."""
@@ -50,12 +54,14 @@ class Meter:
             return
         sizes = [len(step.index) for step in self._pending]
         losses = torch.split(torch.cat([loss for step in self._pending for loss in step.losses]).cpu(), sizes)
+        aligned = [torch.cat(step.alignment).mean() for step in self._pending if step.alignment]
         norms = torch.stack([step.norm for step in self._pending if step.norm is not None]).tolist()
         for step, values, norm in zip(self._pending, losses, norms, strict=True):
             if not (math.isfinite(norm) and values.isfinite().all()):
                 raise TrainingError(f"{_describe(step, values, norm)}; {remedy}")
             self._losses.append(values.double().mean().item())
             self._norms.append(norm)
+        self._alignment += torch.stack(aligned).tolist() if aligned else []
         self._pending.clear()
 
     def summary(self) -> dict[str, float]:
@@ -66,6 +72,9 @@ class Meter:
             "train/loss": sum(self._losses) / len(self._losses),
             "train/grad_norm": sum(self._norms) / len(self._norms),
         }
+        if self._alignment:
+            means["train/alignment"] = sum(self._alignment) / len(self._alignment)
+        self._alignment.clear()
         self._losses.clear()
         self._norms.clear()
         return means

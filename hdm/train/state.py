@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hdm.config.axes import OPTIMIZER
 from hdm.config.compose import flatten
@@ -21,21 +21,28 @@ _REMEDY = "it was written by another version; start a new run with another name=
 
 @dataclass(kw_only=True, slots=True)
 class TrainState:
-    """The state of a run between two steps; `data` holds the digests of what it is trained and validated on."""
+    """The state of a run between two steps; `data` holds the digests of what it is trained and validated on.
+
+    `alignment` is trained with the model and stored in a file of its own, where it has parameters: what loads the model never sees
+    it, and the averages do not cover it.
+    """
 
     model: Backbone
     optimizer: Optimizer
     averages: Averages
     data: dict[str, str]
+    alignment: nn.Module = field(default_factory=nn.Module)
     clock: Clock = field(default_factory=Clock)
     skipped: int = 0
 
     @classmethod
-    def initial(cls, run: RunConfig, model: Backbone, *, data: dict[str, str]) -> "TrainState":
+    def initial(cls, run: RunConfig, model: Backbone, *, data: dict[str, str], alignment: nn.Module | None = None) -> "TrainState":
         """The state before the first step."""
-        optimizer = OPTIMIZER.build(run.optimizer, model)
+        beside = alignment or nn.Module()
+        trained = nn.ModuleDict({"model": model, "alignment": beside}) if has_parameters(beside) else model
+        optimizer = OPTIMIZER.build(run.optimizer, trained)
         averages = Averages(model, run.ema, weights=optimizer.evaluated(model))
-        return cls(model=model, optimizer=optimizer, averages=averages, data=data)
+        return cls(model=model, optimizer=optimizer, averages=averages, data=data, alignment=beside)
 
     @property
     def name(self) -> str:
@@ -48,6 +55,8 @@ class TrainState:
         with self.averages.applied(self.model, None):
             weights = self.model.state_dict()
         tensors = {"model": weights, **averages, "optimizer": self._moments()}
+        if has_parameters(self.alignment):
+            tensors["alignment"] = self.alignment.state_dict()
         state = {**asdict(self.clock), "skipped": self.skipped, "data": self.data, "config": flatten(run)}
         return checkpoint.save(folder, samples=self.clock.samples, tensors=tensors, state=state, keep=run.train.keep_checkpoints)
 
@@ -61,6 +70,9 @@ class TrainState:
                     " put them back, or start a new run with another name="
                 )
         checkpoint.load_weights(self.model, checkpoint.read_tensors(path, "model"), source=path / "model.safetensors")
+        if has_parameters(self.alignment):
+            source = path / "alignment.safetensors"
+            checkpoint.load_weights(self.alignment, checkpoint.read_tensors(path, "alignment"), source=source)
         for name, own in self.averages.tensors.items():
             stored = checkpoint.read_tensors(path, f"ema-{name}")
             for key, tensor in zip(self.averages.names, own, strict=True):
@@ -70,9 +82,13 @@ class TrainState:
         self.clock = Clock(**{name: state[name] for name in asdict(self.clock)})
         self.skipped = state["skipped"]
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        beside = {f"alignment.{name}": parameter for name, parameter in self.alignment.named_parameters()}
+        return dict(self.model.named_parameters()) | beside
+
     def _moments(self) -> dict[str, Tensor]:
         """The optimizer's state as "parameter name/entry" -> tensor."""
-        named = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        named = {id(parameter): name for name, parameter in self._parameters().items()}
         return {
             f"{named[id(parameter)]}/{entry}": tensor
             for parameter, entries in self.optimizer.state.items()
@@ -80,13 +96,18 @@ class TrainState:
         }
 
     def _restore_moments(self, stored: Mapping[str, Tensor], source: Path) -> None:
-        parameters = dict(self.model.named_parameters())
+        parameters = self._parameters()
         self.optimizer.state.clear()
         for key, tensor in stored.items():
             name, _, entry = key.rpartition("/")
             if name not in parameters:
                 raise CheckpointError(f"{source}: holds moments of '{name}', which the network does not have; {_REMEDY}")
             self.optimizer.state.setdefault(parameters[name], {})[entry] = tensor.to(parameters[name].device)
+
+
+def has_parameters(module: nn.Module) -> bool:
+    """Whether `module` has anything to train."""
+    return next(module.parameters(), None) is not None
 
 
 def _take(tensors: Mapping[str, Tensor], key: str, source: Path) -> Tensor:
