@@ -1,7 +1,8 @@
 """Batches: shards, order, crop and caption put together.
 
-Sample i of a run (its record, crop and caption) is a pure function of (run.seed, i). Workers only share out the work: each makes
-whole micro-batches, and they arrive in order, so the stream is the same for any number of them and from any start.
+Sample i of a run (its record, crop and caption) is a pure function of (run.seed, i); where crops differ in size, also of where
+micro-batches begin. Workers only share out the work: each makes whole micro-batches, and they arrive in order, so the stream is the
+same for any number of them and from any start.
 """
 
 import atexit
@@ -22,7 +23,7 @@ from hdm.config.schema import RunConfig
 from hdm.data.captions import draw_caption, full_caption
 from hdm.data.crop import Crop, Cropped
 from hdm.data.images import decode
-from hdm.data.order import Order, permutation
+from hdm.data.order import permutation
 from hdm.data.shards import SampleError, Shards
 from hdm.rng import generator
 
@@ -59,16 +60,19 @@ class Batch:
 
 
 def training_batches(run: RunConfig, shards: Shards, *, start: int, batch_size: int) -> Iterator[Batch]:
-    """Endless micro-batches of consecutive samples, the first one being sample `start` of the run.
+    """Endless micro-batches of consecutive samples, the first one being sample `start` of the run; each is of one size.
 
     Raises DataError when a shard goes missing, or when 50 records tried for one sample cannot be used.
     """
-    samples = _TrainingSamples(run, shards)
+    samples = _TrainingSamples(run, shards, start=start, batch_size=batch_size)
     return _batches(samples, (range(first, first + batch_size) for first in count(start, batch_size)), workers=run.train.workers)
 
 
 def validation_batches(run: RunConfig, shards: Shards, *, samples: int, batch_size: int) -> Iterator[Batch]:
-    """The first `samples` of a fixed order (all if there are fewer), with fixed crops and whole captions, whatever the seed."""
+    """The first `samples` of a fixed order (all if there are fewer), with fixed crops and whole captions, whatever the seed.
+
+    Crops are squares of one size for every variant of the crop: losses and metrics stay comparable.
+    """
     total = min(samples, len(shards))
     ranges = (range(first, min(first + batch_size, total)) for first in range(0, total, batch_size))
     return _batches(_ValidationSamples(run, shards), ranges, workers=0)
@@ -117,16 +121,20 @@ class _Samples(Dataset[_Cut | DataError]):
         """The caption that the model is given."""
         raise NotImplementedError
 
+    def cut(self, image: bytes, sample: int, first: int) -> Cropped:
+        """The crop of a sample whose micro-batch begins with sample `first`. Raises DataError for what cannot be decoded."""
+        raise NotImplementedError
+
     def __getitem__(self, samples: range) -> _Cut | DataError:
         """The batch of `samples`. An error is returned, not raised: as a worker's traceback it would lose its one line."""
         skipped: list[Skipped] = []
         try:
-            crops, captions, keys = zip(*(self._sample(i, skipped) for i in samples))
+            crops, captions, keys = zip(*(self._sample(i, samples[0], skipped) for i in samples))
         except DataError as error:
             return error
         return _Cut(list(crops), list(captions), list(keys), list(samples), skipped)
 
-    def _sample(self, sample: int, skipped: list[Skipped]) -> tuple[Cropped, str, str]:
+    def _sample(self, sample: int, first: int, skipped: list[Skipped]) -> tuple[Cropped, str, str]:
         failed: list[Skipped] = []
         for number in islice(self.candidates(sample), ATTEMPTS):
             try:
@@ -136,7 +144,7 @@ class _Samples(Dataset[_Cut | DataError]):
                 continue
             try:
                 caption = self.caption(record.caption, sample)
-                crop = self.crop(decode(record.image, self.crop.size), self.generator("crop", sample))
+                crop = self.cut(record.image, sample, first)
             except DataError as error:
                 failed.append(Skipped(record.key, str(error)))
                 continue
@@ -149,9 +157,9 @@ class _Samples(Dataset[_Cut | DataError]):
 
 
 class _TrainingSamples(_Samples):
-    def __init__(self, run: RunConfig, shards: Shards) -> None:
+    def __init__(self, run: RunConfig, shards: Shards, *, start: int, batch_size: int) -> None:
         super().__init__(run, shards)
-        self.order = Order(run.seed, len(shards))
+        self.order = self.crop.order(run.seed, shards, start=start, batch_size=batch_size)
 
     def candidates(self, sample: int) -> Iterator[int]:
         yield self.order[sample]
@@ -162,6 +170,11 @@ class _TrainingSamples(_Samples):
 
     def caption(self, text: str, sample: int) -> str:
         return draw_caption(text, self.run.captions, self.generator("caption", sample))
+
+    def cut(self, image: bytes, sample: int, first: int) -> Cropped:
+        box, rng = self.order.box(first), self.generator("crop", sample)
+        source = decode(image, self.crop.covered(box))
+        return self.crop(self.crop.augmented(source, rng), rng, box)
 
 
 class _ValidationSamples(_Samples):
@@ -177,6 +190,9 @@ class _ValidationSamples(_Samples):
 
     def caption(self, text: str, sample: int) -> str:
         return full_caption(text)
+
+    def cut(self, image: bytes, sample: int, first: int) -> Cropped:  # noqa: ARG002
+        return self.crop(decode(image, self.crop.size), self.generator("crop", sample))
 
 
 def _batches(samples: _Samples, ranges: Iterable[range], *, workers: int) -> Iterator[Batch]:
