@@ -32,13 +32,13 @@ def nai_table(size: int, step: int, cutoff: float) -> list[Bucket]:
 def pixart_table(size: int, step: int) -> list[Bucket]:
     """Every size with 0.9 to 1 times the square's area and a ratio from 1/4 to 4; the widest first.
 
-    The law is our reading of the published list of 40 ratios, whose step is size / 16. It leaves one size out, 21 x 11 steps.
+    The law is our reading of the published list of 40 ratios, whose step is size / 16. It leaves one size out, 11 x 21 steps.
     """
     area = (size / step) ** 2
     sides = range(1, int(2 * size / step) + 1)
     units = [(w, h) for w in sides for h in sides if 0.9 * area <= w * h <= area and max(w, h) <= 4 * min(w, h)]
     if 16 * step == size:
-        units.remove((21, 11))
+        units.remove((11, 21))
     return [(w * step, h * step) for w, h in sorted(units, key=lambda unit: (unit[1] / unit[0], unit))]
 
 
