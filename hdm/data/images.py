@@ -4,6 +4,7 @@ import io
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hdm.config.errors import DataError
@@ -76,6 +77,8 @@ def _on_white(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 255 instead of scaling
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
