@@ -7,7 +7,7 @@ same for any number of them and from any start.
 
 import atexit
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 
@@ -21,9 +21,9 @@ from hdm.config.axes import CROP
 from hdm.config.errors import DataError
 from hdm.config.schema import RunConfig
 from hdm.data.captions import draw_caption, full_caption
-from hdm.data.crop import Crop, Cropped
+from hdm.data.crop import ArbConfig, Crop, Cropped
 from hdm.data.images import decode
-from hdm.data.order import permutation
+from hdm.data.order import SQUARE, permutation
 from hdm.data.shards import SampleError, Shards
 from hdm.rng import generator
 
@@ -78,6 +78,17 @@ def validation_batches(run: RunConfig, shards: Shards, *, samples: int, batch_si
     return _batches(_ValidationSamples(run, shards), ranges, workers=0)
 
 
+def whole_batches(run: RunConfig, shards: Shards, *, samples: int, batch_size: int) -> Iterator[Batch]:
+    """The images of `validation_batches`, whole: each in HDM's bucket of crop.size, whatever the crop. One size a batch."""
+    total = min(samples, len(shards))
+    whole = _WholeSamples(run, shards, total)
+    alike: dict[tuple[int, int] | None, list[int]] = {}
+    for sample, box in enumerate(whole.boxes):
+        alike.setdefault(box, []).append(sample)
+    parts = [same[first : first + batch_size] for same in alike.values() for first in range(0, len(same), batch_size)]
+    return _batches(whole, parts, workers=0)
+
+
 @dataclass(frozen=True, slots=True)
 class _Cut:
     """A batch as a worker sends it: bytes through a pipe, a quarter of the floats, and no shared memory to run out of."""
@@ -103,7 +114,7 @@ class _Cut:
 
 
 class _Samples(Dataset[_Cut | DataError]):
-    """Makes the batch of a range of samples; the subclass says what each sample is."""
+    """Makes the batch of some samples; the subclass says what each sample is."""
 
     def __init__(self, run: RunConfig, shards: Shards) -> None:
         self.run, self.shards = run, shards
@@ -125,7 +136,7 @@ class _Samples(Dataset[_Cut | DataError]):
         """The crop of a sample whose micro-batch begins with sample `first`. Raises DataError for what cannot be decoded."""
         raise NotImplementedError
 
-    def __getitem__(self, samples: range) -> _Cut | DataError:
+    def __getitem__(self, samples: Sequence[int]) -> _Cut | DataError:
         """The batch of `samples`. An error is returned, not raised: as a worker's traceback it would lose its one line."""
         skipped: list[Skipped] = []
         try:
@@ -195,11 +206,25 @@ class _ValidationSamples(_Samples):
         return self.crop(decode(image, self.crop.size), self.generator("crop", sample))
 
 
-def _batches(samples: _Samples, ranges: Iterable[range], *, workers: int) -> Iterator[Batch]:
+class _WholeSamples(_ValidationSamples):
+    def __init__(self, run: RunConfig, shards: Shards, total: int) -> None:
+        super().__init__(run, shards)
+        cell = run.autoencoder.factor * run.model.patch
+        step = -(-ArbConfig(size=run.crop.size).side_step() // cell) * cell
+        self.crop = CROP.build(ArbConfig(size=run.crop.size, step=step))
+        buckets, boxes = self.crop.assigned(shards.sizes()[self.order[:total]])
+        self.boxes = [None if bucket == SQUARE else boxes[bucket] for bucket in buckets]
+
+    def cut(self, image: bytes, sample: int, first: int) -> Cropped:  # noqa: ARG002
+        box = self.boxes[sample]
+        return self.crop(decode(image, self.crop.covered(box)), self.generator("crop", sample), box)
+
+
+def _batches(samples: _Samples, parts: Iterable[Sequence[int]], *, workers: int) -> Iterator[Batch]:
     loader: DataLoader[_Cut | DataError] = DataLoader(
         samples,
         batch_size=None,
-        sampler=ranges,
+        sampler=parts,
         num_workers=workers,
         worker_init_fn=_quiet if workers else None,
         generator=torch.Generator(),  # unused, but without one it would draw from the global generator

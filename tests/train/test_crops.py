@@ -11,14 +11,18 @@ import torch
 from PIL import Image
 from squares import NANO, Listener
 
-from hdm.config.axes import CROP, DATA, OBJECTIVE, discover
+from hdm import rng
+from hdm.config.axes import AXES, CROP, DATA, OBJECTIVE, discover
 from hdm.config.compose import compose
-from hdm.data.loader import training_batches
+from hdm.config.errors import ConfigError
+from hdm.data.loader import training_batches, validation_batches, whole_batches
 from hdm.model import Architecture, build
+from hdm.model.backbone import Condition
 from hdm.model.flops import count_flops
 from hdm.train import loop
 from hdm.train.examples import Examples
 from hdm.train.loop import train
+from hdm.train.validation import Validation
 
 SHAPES = [(40, 20), (20, 40), (30, 30), (36, 24)]
 COMMON = [*NANO, "train.accumulation=2", "schedule=constant", "validation.samples=3", "optimizer.lr=0.05"]
@@ -57,6 +61,54 @@ def test_a_run_goes_on_to_the_bit(tmp_path, crop):
         a, b = ((result.checkpoint / f"{stem}.safetensors").read_bytes() for result in (straight, resumed))
         assert a == b, stem
     assert resumed.metrics["val/loss"] == straight.metrics["val/loss"]
+
+
+def test_whole_images_are_asked_of_every_crop(tmp_path):
+    """Before training all arms have the same weights, so both validation losses must agree whatever the crop."""
+    losses = []
+    for crop in ("shifted_square", "arb", "patch_diffusion", "arb crop.law=nai"):
+        listener = Listener()
+        train(run_of(crop, "budget.steps=1", "validation.whole=true"), tmp_path / crop.replace(" ", ""), listener)
+        losses.append([listener.series(name)[0] for name in ("val/loss", "val/loss_whole")])
+    assert losses == [losses[0]] * 4
+    assert losses[0][0] != losses[0][1]
+
+
+def test_whole_images_are_measured_as_by_hand(tmp_path):
+    """One image at a time, its box by HDM's law: the mean over images, not over batches or pixels."""
+    run = run_of("shifted_square", "validation.whole=true", "validation.samples=5")
+    held_out = DATA.build(run.data).open(Path(run.datasets), "val")
+    model, examples = build(Architecture.of(run), seed=0), Examples(run, torch.device("cpu"))
+    validation = Validation(run, held_out, examples, OBJECTIVE.build(run.objective))
+    batches = list(whole_batches(run, held_out, samples=5, batch_size=64))
+    squares = next(validation_batches(run, held_out, samples=5, batch_size=64))
+    assert sorted(zip((i for b in batches for i in b.index), (k for b in batches for k in b.keys))) == list(
+        zip(squares.index, squares.keys)
+    )
+    own = {tuple(b.pixels.shape[2:]): len(b) for b in batches}  # 40 x 20, 20 x 40, 30 x 30 twice (or once), 36 x 24
+    assert set(own) == {(8, 20), (20, 8), (16, 16), (12, 16)}
+    losses = []
+    for batch in batches:
+        for i, number in enumerate(batch.index):
+            one = Condition(
+                text=examples.condition(batch, batch.captions, model).text[i : i + 1],
+                text_mask=examples.condition(batch, batch.captions, model).text_mask[i : i + 1],
+                position=model.position_map(batch.view[i : i + 1], examples.grid(batch.pixels)),
+                aspect=batch.aspect[i : i + 1],
+            )
+            for k, t in enumerate(validation.timesteps):
+                noise = torch.from_numpy(rng.normal(0, f"validation/noise/{k}", [number], batch.pixels.shape[1:]))
+                x = batch.pixels[i : i + 1]
+                with torch.no_grad():
+                    v = model.eval()((1 - t) * x + t * noise, t[None].float(), one)
+                losses.append((v - (noise - x)).square().mean().item())
+    assert validation.losses(model, whole=True).mean().item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_what_needs_squares_refuses_whole_images(monkeypatch):
+    monkeypatch.setattr(AXES["norm"].get("layer").config, "needs", {"square": "a reason"}, raising=False)
+    with pytest.raises(ConfigError, match=r"validation.whole=true: .*norm=layer needs square batches \(a reason\)"):
+        run_of("shifted_square", "validation.whole=true", "norm=layer")
 
 
 def micro_batches(run, count):
