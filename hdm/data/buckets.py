@@ -1,7 +1,7 @@
 """Tables of aspect-ratio buckets: the sizes that `crop=arb` cuts images to, by the laws of three systems (spec 9).
 
-A bucket is (width, height) in pixels; its area is about size^2 and its sides are multiples of `step`. `nearest` says which bucket of
-a table an image goes to; the law of HDM makes a bucket for each image and needs no table.
+A bucket is (width, height) in pixels; its area is about size^2 and its sides are multiples of `step`. `nearest_shape` and
+`nearest_ratio` say which bucket of a table an image goes to; the law of HDM makes a bucket for each image and needs no table.
 """
 
 from collections.abc import Iterable
@@ -56,17 +56,17 @@ def nearest_ratio(sizes: Int[np.ndarray, "N 2"], table: list[Bucket]) -> Int[np.
 
 
 def hdm_sizes(sizes: Int[np.ndarray, "N 2"], size: int, step: int) -> Int[np.ndarray, "N 2"]:
-    """HDM's own size of each image: size sqrt(r) wide and size / sqrt(r) high, r = width / height, floored to `step` (not below it).
+    """HDM's own size of each image: size sqrt(r) wide and size / sqrt(r) high, r = width / height, floored to `step`, but not to 0.
 
     The upstream code stored (width, height) and read them as (height, width); that is not followed.
     """
     root = np.sqrt(_ratios(sizes))
     sides = np.stack([size * root, size / root], axis=1)
-    return np.maximum(np.floor(sides / step + 1e-9).astype(np.int64) * step, step)
+    return np.maximum(np.floor(sides / step + 1e-9), 1).astype(np.int64) * step
 
 
 def _ratios(sizes: Int[np.ndarray, "N 2"]) -> Float[np.ndarray, " N"]:
-    return sizes[:, 0] / sizes[:, 1]
+    return np.divide(sizes[:, 0], sizes[:, 1])
 
 
 def _first_smallest(distances: Iterable[Float[np.ndarray, " N"]]) -> Int[np.ndarray, " N"]:

@@ -89,12 +89,13 @@ class PatchDiffusionConfig(ShiftedSquareConfig):
             require(
                 share == 0 or self.size % (part * cell) == 0,
                 f"crop.{name}={share}: windows of {self.size}/{part} pixels are no multiple of autoencoder.factor x model.patch ="
-                f" {cell}; set crop.size={math.ceil(self.size / (part * cell)) * part * cell}, or crop.{name}=0 and the others higher",
+                f" {cell}; set crop.size={math.ceil(self.size / (part * cell)) * part * cell}, or crop.{name}=0 and others higher",
             )
         total = self.full + self.half + self.quarter
         require(
             abs(total - 1) < 1e-6,
-            f"crop.full={self.full}: full, half and quarter add up to {total:g}, not 1; set crop.full={1 - self.half - self.quarter:g}",
+            f"crop.full={self.full}: with crop.half={self.half} and crop.quarter={self.quarter} it adds up to {total:g}, not 1; the"
+            " paper's are 0.5, 0.3 and 0.2",
         )
 
 
@@ -122,10 +123,11 @@ class ArbConfig(ShiftedSquareConfig):
         """Buckets must be whole numbers of patches."""
         ShiftedSquareConfig.check(self, run)
         cell, step = run.autoencoder.factor * run.model.patch, self.side_step()
+        near = min(max(round(step / cell), 1) * cell, self.size)
         require(
             0 < step <= self.size and step % cell == 0,
             f"crop.step={step}: must be at most crop.size={self.size} and a multiple of autoencoder.factor x model.patch ="
-            f" {run.autoencoder.factor} x {run.model.patch} = {cell}; set crop.step={min(max(round(step / cell), 1) * cell, self.size)}",
+            f" {run.autoencoder.factor} x {run.model.patch} = {cell}; set crop.step={near}",
         )
         require(self.cutoff is None or self.cutoff > 1, f"crop.cutoff={self.cutoff}: must be above 1, or null for none")
 
@@ -153,7 +155,7 @@ class Crop:
         """Where the window starts along one side: one of 0, 1, … `room`."""
         raise NotImplementedError
 
-    def order(self, seed: int, shards: Shards, *, start: int, batch_size: int) -> Order:  # noqa: ARG002
+    def order(self, seed: int, shards: Shards, *, start: int, batch_size: int) -> Order:
         """Which record each sample is and how large the crops of each micro-batch are; micro-batches begin at `start`."""
         return Order(seed, len(shards))
 
@@ -161,7 +163,7 @@ class Crop:
         """(height, width) that the resized image covers when windows of `box` are cut; None: the square."""
         return box or (self.size, self.size)
 
-    def augmented(self, source: Decoded, rng: np.random.Generator) -> Decoded:  # noqa: ARG002
+    def augmented(self, source: Decoded, rng: np.random.Generator) -> Decoded:
         """What training makes of an image before it is cut. Held-out images are left as they are."""
         return source
 
@@ -201,7 +203,7 @@ class Center(Crop):
         super().__init__(config)
         self.hflip = config.hflip
 
-    def offset(self, room: int, rng: np.random.Generator) -> int:  # noqa: ARG002
+    def offset(self, room: int, rng: np.random.Generator) -> int:
         """Half of `room`."""
         return room // 2
 
@@ -221,11 +223,11 @@ class PatchDiffusion(ShiftedSquare):
         super().__init__(config)
         self.shares = {1: config.full, 2: config.half, 4: config.quarter}
 
-    def covered(self, box: tuple[int, int] | None) -> tuple[int, int]:  # noqa: ARG002
+    def covered(self, box: tuple[int, int] | None) -> tuple[int, int]:
         """The square."""
         return self.size, self.size
 
-    def order(self, seed: int, shards: Shards, *, start: int, batch_size: int) -> Order:  # noqa: ARG002
+    def order(self, seed: int, shards: Shards, *, start: int, batch_size: int) -> Order:
         """See `Crop.order`; a micro-batch's window is drawn from (seed, its first sample)."""
         shares = {part: share for part, share in self.shares.items() if share > 0}
         boxes = [(self.size // part, self.size // part) for part in shares]

@@ -21,7 +21,7 @@ from hdm.config.axes import CROP
 from hdm.config.errors import DataError
 from hdm.config.schema import RunConfig
 from hdm.data.captions import draw_caption, full_caption
-from hdm.data.crop import ArbConfig, Crop, Cropped
+from hdm.data.crop import Arb, ArbConfig, Crop, Cropped
 from hdm.data.images import decode
 from hdm.data.order import SQUARE, permutation
 from hdm.data.shards import SampleError, Shards
@@ -202,7 +202,7 @@ class _ValidationSamples(_Samples):
     def caption(self, text: str, sample: int) -> str:
         return full_caption(text)
 
-    def cut(self, image: bytes, sample: int, first: int) -> Cropped:  # noqa: ARG002
+    def cut(self, image: bytes, sample: int, first: int) -> Cropped:
         return self.crop(decode(image, self.crop.size), self.generator("crop", sample))
 
 
@@ -211,11 +211,11 @@ class _WholeSamples(_ValidationSamples):
         super().__init__(run, shards)
         cell = run.autoencoder.factor * run.model.patch
         step = -(-ArbConfig(size=run.crop.size).side_step() // cell) * cell
-        self.crop = CROP.build(ArbConfig(size=run.crop.size, step=step))
-        buckets, boxes = self.crop.assigned(shards.sizes()[self.order[:total]])
+        self.crop = arb = Arb(ArbConfig(size=run.crop.size, step=step))
+        buckets, boxes = arb.assigned(shards.sizes()[self.order[:total]])
         self.boxes = [None if bucket == SQUARE else boxes[bucket] for bucket in buckets]
 
-    def cut(self, image: bytes, sample: int, first: int) -> Cropped:  # noqa: ARG002
+    def cut(self, image: bytes, sample: int, first: int) -> Cropped:
         box = self.boxes[sample]
         return self.crop(decode(image, self.crop.covered(box)), self.generator("crop", sample), box)
 

@@ -29,7 +29,7 @@ class Order:
         place = self._place(sample)  # arranges the epoch
         return int(self._permutation[place])
 
-    def box(self, first: int) -> tuple[int, int] | None:  # noqa: ARG002
+    def box(self, first: int) -> tuple[int, int] | None:
         """(height, width) of the crops of the micro-batch that begins with sample `first`; None: the square of the crop."""
         return None
 

@@ -97,7 +97,7 @@ class Shards:
         return Record(key=key, image=self._pread(shard, row["image"], row["image_bytes"]), caption=caption)
 
     def sizes(self) -> NDArray[np.int32]:
-        """(width, height) of every image, as (samples, 2); (0, 0) for one that names none. Raises DataError when a shard is lost."""
+        """(width, height) of every image, as (samples, 2); (0, 0) where there is none. Raises DataError when a shard is lost."""
         caches = [_cache(path, self._index_folder, ".sizes.npy", self._remedy) for path in self.paths]
         starts = [0, *self._ends[:-1]]
         parts = [_cached(cache, np.dtype("<i4"), (end - start, 2)) for cache, start, end in zip(caches, starts, self._ends)]
@@ -107,10 +107,11 @@ class Shards:
             with progress(f"Measuring {self.name}", total, "images") as advance:
                 for number in missing:
                     rows = self._rows[starts[number] : self._ends[number]]
-                    parts[number] = np.array([self._measured(number, row) for row in rows], "<i4").reshape(-1, 2)
-                    _keep(caches[number], parts[number])
+                    part = np.array([self._measured(number, row) for row in rows], "<i4").reshape(-1, 2)
+                    _keep(caches[number], part)
+                    parts[number] = part
                     advance(len(rows))
-        return np.concatenate(parts)  # type: ignore[arg-type]
+        return np.concatenate([part for part in parts if part is not None])
 
     def _measured(self, shard: int, row: Any) -> tuple[int, int]:
         for length in dict.fromkeys([min(_HEADER, row["image_bytes"]), row["image_bytes"]]):  # all of it where much metadata leads

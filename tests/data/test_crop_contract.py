@@ -108,7 +108,7 @@ def boxes_of(config, shards):
 
 @pytest.mark.parametrize("config", CROPS)
 def test_a_crop_is_a_slice_of_the_resized_whole(config, shards):
-    """No edge of its own: every pixel is that of the whole image resized; floats take part, since bytes are rounded between passes."""
+    """No edge of its own: every pixel is that of the whole image resized. In floats, since bytes are rounded between two passes."""
     crop = CROP.build(config)
     for seed, box in enumerate(boxes_of(config, shards)):
         for shape in [(97, 40), (40, 97), (64, 64), (150, 133), (20, 31)]:
