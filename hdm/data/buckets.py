@@ -66,7 +66,8 @@ def hdm_sizes(sizes: Int[np.ndarray, "N 2"], size: int, step: int) -> Int[np.nda
 
 
 def _ratios(sizes: Int[np.ndarray, "N 2"]) -> Float[np.ndarray, " N"]:
-    return np.divide(sizes[:, 0], sizes[:, 1])
+    ratios: Float[np.ndarray, " N"] = sizes[:, 0] / sizes[:, 1]
+    return ratios
 
 
 def _first_smallest(distances: Iterable[Float[np.ndarray, " N"]]) -> Int[np.ndarray, " N"]:
