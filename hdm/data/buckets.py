@@ -30,16 +30,15 @@ def nai_table(size: int, step: int, cutoff: float) -> list[Bucket]:
 
 
 def pixart_table(size: int, step: int) -> list[Bucket]:
-    """Every size with 0.9 to 1 times the square's area and a ratio from 1/4 to 4; the widest first.
+    """In units of size / 16, every bucket of 0.9 to 1 times the square's area and a ratio from 1/4 to 4; the widest first.
 
-    The law is our reading of the published list of 40 ratios, whose step is size / 16. It leaves one size out, 11 x 21 steps.
+    The law is our reading of the published list of 40 ratios; it leaves one bucket out, 11 x 21 units. Where `step` does not divide
+    a unit, sides are rounded to it and equal buckets become one.
     """
-    area = (size / step) ** 2
-    sides = range(1, int(2 * size / step) + 1)
-    units = [(w, h) for w in sides for h in sides if 0.9 * area <= w * h <= area and max(w, h) <= 4 * min(w, h)]
-    if 16 * step == size:
-        units.remove((11, 21))
-    return [(w * step, h * step) for w, h in sorted(units, key=lambda unit: (unit[1] / unit[0], unit))]
+    units = [(w, h) for w in range(1, 33) for h in range(1, 33) if 0.9 * 256 <= w * h <= 256 and max(w, h) <= 4 * min(w, h)]
+    units.remove((11, 21))
+    sides = [[max(round(side * size / 16 / step), 1) * step for side in unit] for unit in units]
+    return sorted({(width, height) for width, height in sides}, key=lambda bucket: (bucket[1] / bucket[0], bucket))
 
 
 def nearest_shape(sizes: Int[np.ndarray, "N 2"], table: list[Bucket]) -> Int[np.ndarray, " N"]:

@@ -46,6 +46,18 @@ def test_the_pixart_table_is_the_published_one(scale):
     assert [(height / scale, width / scale) for width, height in table] == list(PIXART_512.values())
 
 
+@pytest.mark.parametrize(("size", "step"), [(32, 4), (256, 4), (256, 32), (512, 48)])
+def test_the_pixart_table_in_other_steps(size, step):
+    """The same shapes, each side within half a step of what is published for the size."""
+    table = pixart_table(size, step)
+    assert all(width % step == height % step == 0 for width, height in table)
+    assert len(table) == len(set(table)) <= 40
+    published = [(width * size / 512, height * size / 512) for height, width in PIXART_512.values()]
+    for width, height in table:
+        assert any(abs(width - w) <= step / 2 and abs(height - h) <= step / 2 for w, h in published)
+    assert [bucket for bucket in table if bucket[0] == bucket[1]] == [(round(size / step) * step,) * 2]
+
+
 def test_images_go_to_pixarts_nearest_ratio():
     """The published rule compares height / width with the ratios rounded to two decimals; only at a border may that differ."""
     table = pixart_table(512, 32)

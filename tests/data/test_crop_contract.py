@@ -238,3 +238,11 @@ def test_the_centre_is_that_of_adm(shape, decibels):
 def test_default_configs_of_every_crop_compose():
     for name in CROP.names():
         assert compose([f"crop={name}", "autoencoder.factor=8", "model.patch=2"]).crop.size == 256
+
+
+def test_one_word_changes_the_crop_of_an_experiment_and_not_its_size():
+    """Or else the arms of `crop=shifted_square,arb` would differ in the size of their images."""
+    for name in CROP.names():
+        assert compose(["experiment=openmoji_nano", f"crop={name}"]).crop.size == 32
+        assert compose(["experiment=openmoji_nano", f"crop={name}", "crop.size=64"]).crop.size == 64
+    assert compose(["experiment=openmoji_nano", "crop=center", "crop.hflip=0.5", "crop=arb"]).crop == ArbConfig(size=32)
