@@ -207,6 +207,8 @@ def _notes(run: RunConfig, stages: list[StagePlan]) -> Iterator[str]:
     if any(stage.encoders is None for stage in stages):
         yield "[yellow]frozen encoders:[/] of a size that is not known here; FLOPs, hours and dollars are without them"
     yield "text: every caption is taken to have as many tokens as may be; shorter ones cost less"
+    if "square" in getattr(run.crop, "takes", {}):
+        yield f"crops: counted as squares of crop.size, but {run.crop.takes['square']}"
     yield "memory: fp32 states and what autograd saves; the frozen encoders and a block in recomputation come on top"
 
 

@@ -28,7 +28,7 @@ TEXT_ENCODER: Axis[Any] = Axis("text_encoder", "the frozen network that turns ca
 AUTOENCODER: Axis[Any] = Axis("autoencoder", "the frozen network between pixels and latents", default="kl")
 
 DATA: Axis[Any] = Axis("data", "the captioned images", default="openmoji")
-CROP: Axis[Any] = Axis("crop", "how images of any aspect ratio become a batch", default="shifted_square")
+CROP: Axis[Any] = Axis("crop", "how images of any aspect ratio become a batch", default="shifted_square", common=("size",))
 
 OBJECTIVE: Axis[Any] = Axis("objective", "what the network is trained to predict", default="velocity")
 ALIGNMENT: Axis[Any] = Axis("alignment", "what else the network's tokens are drawn to in training", default="none")

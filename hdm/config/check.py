@@ -22,6 +22,7 @@ def check(run: RunConfig) -> None:
     _model(run)
     _batches(run)
     _averages(run)
+    _whole(run)
     compat.check(run)
     for axis in AXES:
         if hasattr(getattr(run, axis), "check"):
@@ -69,6 +70,17 @@ def _averages(run: RunConfig) -> None:
         run.ema.power <= 0.28,
         f"ema.power={run.ema.power}: no power-function average is that wide; set 0.28 or less (EDM2 uses 0.05 to 0.15), 0 for none",
     )
+
+
+def _whole(run: RunConfig) -> None:
+    for axis in AXES.values() if run.validation.whole else ():
+        config = getattr(run, axis.name)
+        needs = getattr(config, "needs", {})
+        require(
+            "square" not in needs,
+            f"validation.whole=true: shows images of any aspect ratio, and {axis.name}={axis.of(config).name} needs square batches"
+            f" ({needs.get('square')}); set validation.whole=false",
+        )
 
 
 _POSITIVE = """

@@ -138,13 +138,16 @@ def imply(lines: list[Line]) -> list[Line]:
 def settle(lines: list[Line]) -> list[Line]:
     """One line a key, groups first. Later lines win; choosing another variant drops the fields that other sources set before.
 
+    Fields that all variants of an axis have in common stay: `crop=arb` behind an experiment of 32 pixels has 32 pixels.
     Within one source the order does not matter: `data.path=/shards data=webdataset` says the same as the other way round.
     """
     final: dict[str, Line] = {}
     for line in lines:
         if is_group(line.key) and line.value != choice(line.key, final.values()):
+            common = {f"{line.key}.{field}" for field in AXES[line.key].common} if line.key in AXES else set()
             for key in [k for k in final if k.startswith(line.key + ".") and final[k].source != line.source]:
-                del final[key]
+                if key not in common:
+                    del final[key]
         final[line.key] = line
     return sorted(final.values(), key=lambda line: "." in line.key)
 

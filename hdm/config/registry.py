@@ -63,10 +63,13 @@ class Variant(Generic[T]):
 
 
 class Axis(Generic[T]):
-    """A named set of variants. `default` is the variant that the root configuration selects."""
+    """A named set of variants. `default` is the variant that the root configuration selects.
 
-    def __init__(self, name: str, doc: str, *, default: str) -> None:
-        self.name, self.doc, self.default = name, doc, default
+    `common` names the fields that every variant has and that belong to the run: choosing another variant keeps their values.
+    """
+
+    def __init__(self, name: str, doc: str, *, default: str, common: tuple[str, ...] = ()) -> None:
+        self.name, self.doc, self.default, self.common = name, doc, default, common
         self.variants: dict[str, Variant[T]] = {}
 
     def declare(self, name: str, config: type, module: str, qualname: str) -> Variant[T]:

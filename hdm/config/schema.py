@@ -146,6 +146,7 @@ class ValidationConfig:
     samples: int = option(256, "held-out images")
     timesteps: int = option(8, "timesteps per image, at the quantiles of logit-normal(0, 1) whatever the run trains on")
     batch_size: int = option(64, "images per forward pass")
+    whole: bool = option(False, "also val/loss_whole: the same images in their own aspect ratios, whatever crop the run trains on")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,12 +1,13 @@
 """Batches: shards, order, crop and caption put together.
 
-Sample i of a run (its record, crop and caption) is a pure function of (run.seed, i). Workers only share out the work: each makes
-whole micro-batches, and they arrive in order, so the stream is the same for any number of them and from any start.
+Sample i of a run (its record, crop and caption) is a pure function of (run.seed, i); where crops differ in size, also of where
+micro-batches begin. Workers only share out the work: each makes whole micro-batches, and they arrive in order, so the stream is the
+same for any number of them and from any start.
 """
 
 import atexit
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 
@@ -20,9 +21,9 @@ from hdm.config.axes import CROP
 from hdm.config.errors import DataError
 from hdm.config.schema import RunConfig
 from hdm.data.captions import draw_caption, full_caption
-from hdm.data.crop import Crop, Cropped
+from hdm.data.crop import Arb, ArbConfig, Crop, Cropped
 from hdm.data.images import decode
-from hdm.data.order import Order, permutation
+from hdm.data.order import SQUARE, permutation
 from hdm.data.shards import SampleError, Shards
 from hdm.rng import generator
 
@@ -59,19 +60,33 @@ class Batch:
 
 
 def training_batches(run: RunConfig, shards: Shards, *, start: int, batch_size: int) -> Iterator[Batch]:
-    """Endless micro-batches of consecutive samples, the first one being sample `start` of the run.
+    """Endless micro-batches of consecutive samples, the first one being sample `start` of the run; each is of one size.
 
     Raises DataError when a shard goes missing, or when 50 records tried for one sample cannot be used.
     """
-    samples = _TrainingSamples(run, shards)
+    samples = _TrainingSamples(run, shards, start=start, batch_size=batch_size)
     return _batches(samples, (range(first, first + batch_size) for first in count(start, batch_size)), workers=run.train.workers)
 
 
 def validation_batches(run: RunConfig, shards: Shards, *, samples: int, batch_size: int) -> Iterator[Batch]:
-    """The first `samples` of a fixed order (all if there are fewer), with fixed crops and whole captions, whatever the seed."""
+    """The first `samples` of a fixed order (all if there are fewer), with fixed crops and whole captions, whatever the seed.
+
+    Crops are squares of one size for every variant of the crop: losses and metrics stay comparable.
+    """
     total = min(samples, len(shards))
     ranges = (range(first, min(first + batch_size, total)) for first in range(0, total, batch_size))
     return _batches(_ValidationSamples(run, shards), ranges, workers=0)
+
+
+def whole_batches(run: RunConfig, shards: Shards, *, samples: int, batch_size: int) -> Iterator[Batch]:
+    """The images of `validation_batches`, whole: each in HDM's bucket of crop.size, whatever the crop. One size a batch."""
+    total = min(samples, len(shards))
+    whole = _WholeSamples(run, shards, total)
+    alike: dict[tuple[int, int] | None, list[int]] = {}
+    for sample, box in enumerate(whole.boxes):
+        alike.setdefault(box, []).append(sample)
+    parts = [same[first : first + batch_size] for same in alike.values() for first in range(0, len(same), batch_size)]
+    return _batches(whole, parts, workers=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +114,7 @@ class _Cut:
 
 
 class _Samples(Dataset[_Cut | DataError]):
-    """Makes the batch of a range of samples; the subclass says what each sample is."""
+    """Makes the batch of some samples; the subclass says what each sample is."""
 
     def __init__(self, run: RunConfig, shards: Shards) -> None:
         self.run, self.shards = run, shards
@@ -117,16 +132,20 @@ class _Samples(Dataset[_Cut | DataError]):
         """The caption that the model is given."""
         raise NotImplementedError
 
-    def __getitem__(self, samples: range) -> _Cut | DataError:
+    def cut(self, image: bytes, sample: int, first: int) -> Cropped:
+        """The crop of a sample whose micro-batch begins with sample `first`. Raises DataError for what cannot be decoded."""
+        raise NotImplementedError
+
+    def __getitem__(self, samples: Sequence[int]) -> _Cut | DataError:
         """The batch of `samples`. An error is returned, not raised: as a worker's traceback it would lose its one line."""
         skipped: list[Skipped] = []
         try:
-            crops, captions, keys = zip(*(self._sample(i, skipped) for i in samples))
+            crops, captions, keys = zip(*(self._sample(i, samples[0], skipped) for i in samples))
         except DataError as error:
             return error
         return _Cut(list(crops), list(captions), list(keys), list(samples), skipped)
 
-    def _sample(self, sample: int, skipped: list[Skipped]) -> tuple[Cropped, str, str]:
+    def _sample(self, sample: int, first: int, skipped: list[Skipped]) -> tuple[Cropped, str, str]:
         failed: list[Skipped] = []
         for number in islice(self.candidates(sample), ATTEMPTS):
             try:
@@ -136,7 +155,7 @@ class _Samples(Dataset[_Cut | DataError]):
                 continue
             try:
                 caption = self.caption(record.caption, sample)
-                crop = self.crop(decode(record.image, self.crop.size), self.generator("crop", sample))
+                crop = self.cut(record.image, sample, first)
             except DataError as error:
                 failed.append(Skipped(record.key, str(error)))
                 continue
@@ -149,9 +168,9 @@ class _Samples(Dataset[_Cut | DataError]):
 
 
 class _TrainingSamples(_Samples):
-    def __init__(self, run: RunConfig, shards: Shards) -> None:
+    def __init__(self, run: RunConfig, shards: Shards, *, start: int, batch_size: int) -> None:
         super().__init__(run, shards)
-        self.order = Order(run.seed, len(shards))
+        self.order = self.crop.order(run.seed, shards, start=start, batch_size=batch_size)
 
     def candidates(self, sample: int) -> Iterator[int]:
         yield self.order[sample]
@@ -162,6 +181,11 @@ class _TrainingSamples(_Samples):
 
     def caption(self, text: str, sample: int) -> str:
         return draw_caption(text, self.run.captions, self.generator("caption", sample))
+
+    def cut(self, image: bytes, sample: int, first: int) -> Cropped:
+        box, rng = self.order.box(first), self.generator("crop", sample)
+        source = decode(image, self.crop.covered(box))
+        return self.crop(self.crop.augmented(source, rng), rng, box)
 
 
 class _ValidationSamples(_Samples):
@@ -178,12 +202,29 @@ class _ValidationSamples(_Samples):
     def caption(self, text: str, sample: int) -> str:
         return full_caption(text)
 
+    def cut(self, image: bytes, sample: int, first: int) -> Cropped:
+        return self.crop(decode(image, self.crop.size), self.generator("crop", sample))
 
-def _batches(samples: _Samples, ranges: Iterable[range], *, workers: int) -> Iterator[Batch]:
+
+class _WholeSamples(_ValidationSamples):
+    def __init__(self, run: RunConfig, shards: Shards, total: int) -> None:
+        super().__init__(run, shards)
+        cell = run.autoencoder.factor * run.model.patch
+        step = -(-ArbConfig(size=run.crop.size).side_step() // cell) * cell
+        self.crop = arb = Arb(ArbConfig(size=run.crop.size, step=step))
+        buckets, boxes = arb.assigned(shards.sizes()[self.order[:total]])
+        self.boxes = [None if bucket == SQUARE else boxes[bucket] for bucket in buckets]
+
+    def cut(self, image: bytes, sample: int, first: int) -> Cropped:
+        box = self.boxes[sample]
+        return self.crop(decode(image, self.crop.covered(box)), self.generator("crop", sample), box)
+
+
+def _batches(samples: _Samples, parts: Iterable[Sequence[int]], *, workers: int) -> Iterator[Batch]:
     loader: DataLoader[_Cut | DataError] = DataLoader(
         samples,
         batch_size=None,
-        sampler=ranges,
+        sampler=parts,
         num_workers=workers,
         worker_init_fn=_quiet if workers else None,
         generator=torch.Generator(),  # unused, but without one it would draw from the global generator

@@ -1,12 +1,20 @@
 """Which record each sample of a run is: arithmetic, so a run can start anywhere.
 
 Sample i of a run lies in epoch i // N at place i % N of that epoch's permutation, which is drawn from (seed, "order", epoch).
+
+A crop whose batches differ in size also decides here which samples share a micro-batch. Micro-batches begin at the samples that
+differ from the run's start by a multiple of their length, so a run that goes on after whole steps finds the same ones.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hdm.rng import generator
+
+SQUARE = -1  # the bucket of images that have none, and of what full micro-batches leave over
+_ALIKE = 25  # stand-ins that are looked for in the sample's own bucket, before any record will do
 
 
 class Order:
@@ -18,14 +26,110 @@ class Order:
 
     def __getitem__(self, sample: int) -> int:
         """The record that sample `sample` of the run is."""
-        epoch, place = divmod(sample, self._size)
-        if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, permutation(self._seed, "order", epoch, self._size)
+        place = self._place(sample)  # arranges the epoch
         return int(self._permutation[place])
+
+    def box(self, first: int) -> tuple[int, int] | None:
+        """(height, width) of the crops of the micro-batch that begins with sample `first`; None: the square of the crop."""
+        return None
 
     def replacement(self, sample: int, attempt: int) -> int:
         """The record that stands in for an unusable one: any, drawn from the sample's own number and the attempt."""
-        return int(generator(self._seed, "order/replacement", f"{sample}/{attempt}").integers(self._size))
+        return int(self._stand_in(sample, attempt, self._size))
+
+    def _stand_in(self, sample: int, attempt: int, size: int) -> int:
+        return int(generator(self._seed, "order/replacement", f"{sample}/{attempt}").integers(size))
+
+    def _place(self, sample: int) -> int:
+        """Where in its epoch a sample lies; the epoch is arranged when it is not yet."""
+        epoch, place = divmod(sample, self._size)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._arrange(epoch)
+        return place
+
+    def _arrange(self, epoch: int) -> None:
+        self._permutation = permutation(self._seed, "order", epoch, self._size)
+
+
+class DrawnOrder(Order):
+    """The plain order; each micro-batch draws one of `boxes` with the probabilities `shares`, from (seed, its first sample)."""
+
+    def __init__(self, seed: int, size: int, *, boxes: Sequence[tuple[int, int]], shares: Sequence[float]) -> None:
+        super().__init__(seed, size)
+        self._boxes, self._limits = list(boxes), np.cumsum(shares)[:-1]
+
+    def box(self, first: int) -> tuple[int, int]:
+        """See `Order.box`."""
+        draw = generator(self._seed, "crop/box", first).random()
+        return self._boxes[int(np.searchsorted(self._limits, draw, side="right"))]
+
+
+class BucketOrder(Order):
+    """Every record once an epoch, in micro-batches of one bucket each; `boxes` are the buckets' (height, width).
+
+    An epoch's permutation is dealt into buckets. Whole micro-batches of each bucket come out; what is left over, and records of no
+    bucket (SQUARE), make micro-batches of squares. So do the first and the last samples of an epoch where a micro-batch reaches
+    over its ends. The micro-batches are shuffled.
+    """
+
+    def __init__(
+        self, seed: int, buckets: NDArray[np.int64], *, boxes: Sequence[tuple[int, int]], start: int, batch_size: int
+    ) -> None:
+        super().__init__(seed, len(buckets))
+        self._buckets, self._boxes = buckets, list(boxes)
+        self._start, self._batch = start, batch_size
+        self._dealt = np.empty(0, np.int64)
+
+    def box(self, first: int) -> tuple[int, int] | None:
+        """See `Order.box`."""
+        bucket = self._bucket(first)
+        return None if bucket == SQUARE else self._boxes[bucket]
+
+    def replacement(self, sample: int, attempt: int) -> int:
+        """See `Order.replacement`; at first one of the same bucket, which its box cuts least."""
+        bucket = self._bucket(sample)
+        if bucket == SQUARE or attempt > _ALIKE:
+            return super().replacement(sample, attempt)
+        alike = np.flatnonzero(self._buckets == bucket)
+        return int(alike[self._stand_in(sample, attempt, len(alike))])
+
+    def _bucket(self, sample: int) -> int:
+        place = self._place(sample)
+        return int(self._dealt[place])
+
+    def _arrange(self, epoch: int) -> None:
+        records = permutation(self._seed, "order", epoch, self._size)
+        head = (self._start - epoch * self._size) % self._batch
+        shuffle = generator(self._seed, "order/batches", epoch)
+        places, self._dealt = deal(self._buckets[records], head=min(head, self._size), batch=self._batch, shuffle=shuffle)
+        self._permutation = records[places]
+
+
+def deal(
+    buckets: NDArray[np.int64], *, head: int, batch: int, shuffle: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rearrange an epoch so that, behind its first `head` records, every `batch` share one bucket.
+
+    Returns the places of the records in their new order, and the bucket that each is used in. The first `head` and the last
+    records, fewer than `batch`, are squares.
+    """
+    tail = (len(buckets) - head) % batch
+    places = np.argsort(buckets, kind="stable")
+    groups, starts, counts = np.unique(buckets[places], return_index=True, return_counts=True)
+    rank = np.arange(len(buckets)) - np.repeat(starts, counts)
+    whole = (rank < np.repeat(counts // batch * batch, counts)) & np.repeat(groups != SQUARE, counts)
+    full, rest = places[whole].reshape(-1, batch), places[~whole]
+    if len(rest) < head + tail:  # both ends need squares: one micro-batch is given up for them
+        given = shuffle.integers(len(full))
+        full, rest = np.delete(full, given, axis=0), np.concatenate([rest, full[given]])
+    rest.sort()
+    first, middle, last = np.split(rest, [head, len(rest) - tail])
+    chunks = np.concatenate([full, middle.reshape(-1, batch)])
+    used = np.concatenate([buckets[full[:, 0]], np.full(len(chunks) - len(full), SQUARE)])
+    turn = shuffle.permutation(len(chunks))
+    ends = np.full(head, SQUARE), np.full(tail, SQUARE)
+    return np.concatenate([first, chunks[turn].ravel(), last]), np.concatenate([ends[0], np.repeat(used[turn], batch), ends[1]])
 
 
 def permutation(seed: int, purpose: str, key: int, size: int) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 A shard is a tar; a sample is a run of members that share a name up to the first dot: `000042.png` and `000042.txt`. An index of
 each tar (where each sample's image and caption lie) is made once and kept in `index_folder`; reading sample i is then two `pread`s.
 That makes the order of a run a matter of arithmetic (`hdm.data.order`), and a resumed run starts at once, wherever it was.
+Crops that depend on the images' sizes ask for `Shards.sizes`: every header is read once and kept beside the index.
 """
 
 import hashlib
@@ -17,12 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hdm.cli import progress
 from hdm.config.errors import DataError
+from hdm.data.images import measured
 from hdm.files import sha256
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
 CAPTION = ".txt"
 _OPEN_FILES = 64
+_HEADER = 65536  # bytes in which most images name their size
 _ROW = np.dtype([("image", "<i8"), ("image_bytes", "<i8"), ("caption", "<i8"), ("caption_bytes", "<i8"), ("key", "S64")])
 
 
@@ -61,7 +65,7 @@ class Shards:
     def __init__(self, shards: Sequence[Shard], *, name: str, index_folder: Path, remedy: str) -> None:
         """Index `shards`. Raises DataError, ending in `remedy`, for one that is missing, damaged or another one."""
         self.name, self._remedy = name, remedy
-        self.paths = [shard.path for shard in shards]
+        self.paths, self._index_folder = [shard.path for shard in shards], index_folder
         indices = [_index(shard, index_folder, remedy) for shard in shards]
         self._ends = np.cumsum([len(index) for index in indices], dtype=np.int64)
         self._rows: NDArray[Any] = np.concatenate(indices) if indices else np.empty(0, _ROW)
@@ -91,6 +95,29 @@ class Shards:
         except UnicodeDecodeError:
             raise SampleError(key, "caption is not UTF-8") from None
         return Record(key=key, image=self._pread(shard, row["image"], row["image_bytes"]), caption=caption)
+
+    def sizes(self) -> NDArray[np.int32]:
+        """(width, height) of every image, as (samples, 2); (0, 0) where there is none. Raises DataError when a shard is lost."""
+        caches = [_cache(path, self._index_folder, ".sizes.npy", self._remedy) for path in self.paths]
+        starts = [0, *self._ends[:-1]]
+        parts = [_cached(cache, np.dtype("<i4"), (end - start, 2)) for cache, start, end in zip(caches, starts, self._ends)]
+        missing = [number for number, part in enumerate(parts) if part is None]
+        if missing:
+            total = sum(int(self._ends[number] - starts[number]) for number in missing)
+            with progress(f"Measuring {self.name}", total, "images") as advance:
+                for number in missing:
+                    rows = self._rows[starts[number] : self._ends[number]]
+                    part = np.array([self._measured(number, row) for row in rows], "<i4").reshape(-1, 2)
+                    _keep(caches[number], part)
+                    parts[number] = part
+                    advance(len(rows))
+        return np.concatenate([part for part in parts if part is not None])
+
+    def _measured(self, shard: int, row: Any) -> tuple[int, int]:
+        for length in dict.fromkeys([min(_HEADER, row["image_bytes"]), row["image_bytes"]]):  # all of it where much metadata leads
+            if (size := measured(self._pread(shard, row["image"], length))) is not None:
+                return size
+        return 0, 0  # the loader replaces what cannot be decoded
 
     def _pread(self, shard: int, offset: int, size: int) -> bytes:
         path = self.paths[shard]
@@ -131,26 +158,44 @@ def _index(shard: Shard, folder: Path, remedy: str) -> NDArray[Any]:
     size = status.st_size
     if shard.bytes not in (None, size):
         raise DataError(f"{shard.path}: shard is damaged, {shard.bytes} bytes expected, {size} found; {remedy}")
-    version = f"{shard.path.resolve()} {size} {status.st_mtime_ns}"
-    cache = folder / f"{shard.path.stem}-{hashlib.blake2b(version.encode(), digest_size=8).hexdigest()}.npy"
-    try:
-        rows = np.load(cache)
-        if rows.dtype == _ROW:
-            return np.asarray(rows)
-    except (OSError, ValueError, EOFError):
-        pass  # not there yet, or half written by an old crash: make it again
+    cache = _cache(shard.path, folder, ".npy", remedy)
+    if (known := _cached(cache, _ROW)) is not None:
+        return known
     if shard.sha256 not in (None, sha256(shard.path)):
         raise DataError(f"{shard.path}: shard is damaged or another one, its SHA-256 is not that of the manifest; {remedy}")
     rows = _scan(shard.path, size, remedy)
+    _keep(cache, rows)
+    return rows
+
+
+def _cache(path: Path, folder: Path, suffix: str, remedy: str) -> Path:
+    """Where something about this very file is kept: its name holds a digest of the place, the size and the time of writing."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: shard cannot be read: {error.strerror}; {remedy}") from None
+    version = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return folder / f"{path.stem}-{hashlib.blake2b(version.encode(), digest_size=8).hexdigest()}{suffix}"
+
+
+def _cached(cache: Path, dtype: np.dtype[Any], shape: tuple[int, ...] | None = None) -> NDArray[Any] | None:
+    """The array in `cache`; None when it is not there yet, or half written by an old crash."""
+    try:
+        rows = np.load(cache)
+    except (OSError, ValueError, EOFError):
+        return None
+    return np.asarray(rows) if rows.dtype == dtype and shape in (None, rows.shape) else None
+
+
+def _keep(cache: Path, rows: NDArray[Any]) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(f".{os.getpid()}.part")
         with open(part, "wb") as file:
             np.save(file, rows)
         part.replace(cache)
     except OSError:
-        pass  # a read-only place: the index lives in memory
-    return rows
+        pass  # a read-only place: it lives in memory
 
 
 def _scan(path: Path, size: int, remedy: str) -> NDArray[Any]:

@@ -48,7 +48,7 @@ class RepaConfig:
         require(self.hidden > 0, f"alignment.hidden={self.hidden}: must be above 0; REPA has 2048")
         blocks = self.blocks(run)
         require(
-            getattr(run.optimizer, "kept", 2) == 2,
+            getattr(run.optimizer, "kept", 2) < 3,
             "alignment=repa: the projector is saved as it is trained, which optimizer=schedule_free cannot resume from; use"
             " optimizer=adamw",
         )

@@ -4,6 +4,9 @@ Numbers of two runs hence differ by their networks alone. Every image is seen at
 (k + 1/2) / T of the report's law, also in a run that trains on another one: at other timesteps an equally good network has another
 loss. It is the squared error of the velocity, whatever the objective adds to that in training. The noise is keyed by the image's
 number, so batching changes nothing but rounding.
+
+Images are cut to squares, whatever the crop that a run trains on. `validation.whole=true` asks a second question: the same images,
+whole, each in its own aspect ratio.
 """
 
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ from torch import Tensor
 from hdm import rng
 from hdm.config.axes import TIMESTEP
 from hdm.config.schema import Precision, RunConfig
-from hdm.data.loader import validation_batches
+from hdm.data.loader import validation_batches, whole_batches
 from hdm.data.shards import Shards
 from hdm.diffusion.objective import Objective
 from hdm.diffusion.timestep import LogitNormalConfig
@@ -47,19 +50,24 @@ class Validation:
         midpoints = (torch.arange(self.count, dtype=torch.float64) + 0.5) / self.count
         self.timesteps = TIMESTEP.build(LogitNormalConfig()).from_uniform(midpoints).to(examples.device)
         self._images: list[_Images] = []
+        self._whole: list[_Images] = []
 
     def measure(self, model: Backbone, averages: Averages) -> dict[str, float]:
         """Mean losses by metric name.
 
         val/loss (averaged weights), val/loss_raw (the trained ones), val/loss_t0 … t3 (by quarter of the law of t, from
         clean to noisy) and val/loss_unconditional (with the empty caption: the difference is what the text is worth).
+        With validation.whole also val/loss_whole (averaged weights, images that are not cut to squares).
         """
         with averages.applied(model, None):
             raw = self.losses(model)
         with averages.applied(model, averages.best):
             averaged = self.losses(model) if averages.best else raw
             unconditional = self.losses(model, unconditional=True)
+            whole = self.losses(model, whole=True) if self.run.validation.whole else None
         metrics = {"val/loss": averaged.mean(), "val/loss_raw": raw.mean(), "val/loss_unconditional": unconditional.mean()}
+        if whole is not None:
+            metrics["val/loss_whole"] = whole.mean()
         quarter = torch.arange(self.count) * BINS // self.count
         for number in range(BINS):
             if (quarter == number).any():
@@ -67,13 +75,13 @@ class Validation:
         return {name: value.item() for name, value in metrics.items()}
 
     @torch.no_grad()
-    def losses(self, model: Backbone, *, unconditional: bool = False) -> Float[Tensor, "S T"]:
+    def losses(self, model: Backbone, *, unconditional: bool = False, whole: bool = False) -> Float[Tensor, "S T"]:
         """The loss of every held-out image at every timestep, float64 on the CPU."""
         was_training = model.training
         model.eval()
         low = self.run.train.precision is Precision.bf16
         rows = []
-        for images in self._encoded(model):
+        for images in self._encoded(model, whole):
             condition = images.unconditional if unconditional else images.condition
             columns = []
             for k, t in enumerate(self.timesteps):
@@ -92,18 +100,19 @@ class Validation:
         model.train(was_training)
         return torch.cat(rows).double().cpu()
 
-    def _encoded(self, model: Backbone) -> Iterator[_Images]:
+    def _encoded(self, model: Backbone, whole: bool) -> Iterator[_Images]:
         """The held-out images: encoded at the first pass and kept, since they never change."""
-        if self._images:
-            yield from self._images
+        kept = self._whole if whole else self._images
+        if kept:
+            yield from kept
             return
-        wanted = self.run.validation
-        for batch in validation_batches(self.run, self.shards, samples=wanted.samples, batch_size=wanted.batch_size):
+        wanted, read = self.run.validation, whole_batches if whole else validation_batches
+        for batch in read(self.run, self.shards, samples=wanted.samples, batch_size=wanted.batch_size):
             images = _Images(
                 latents=self.examples.latents(batch.pixels, None),
                 condition=self.examples.condition(batch, batch.captions, model),
                 unconditional=self.examples.condition(batch, [""] * len(batch), model),
                 index=batch.index,
             )
-            self._images.append(images)
+            kept.append(images)
             yield images

@@ -101,6 +101,12 @@ def test_every_mode_becomes_rgb_on_white(mode):
     assert (pixels == expected).all()
 
 
+def test_sixteen_bits_of_grey_are_scaled_not_clipped():
+    grey = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    pixels = np.asarray(decode(encoded(Image.fromarray(grey)), 16).image)
+    assert (pixels == (np.arange(256).reshape(16, 16, 1))).all()
+
+
 @pytest.mark.parametrize("data", [b"", b"not an image", encoded(picture(30, 30))[:200], encoded(picture(200, 200), "JPEG")[:900]])
 def test_undecodable(data):
     with pytest.raises(DataError, match="image") as error:
