@@ -1,4 +1,4 @@
-"""Blocks of the published systems against diffusers and torch.nn, weights copied, in float64; and what holds across backbones (spec 2, 6, 14)."""
+"""Blocks of published systems against diffusers and torch.nn, in float64; what holds across backbones (spec 2, 6, 14)."""
 
 import pytest
 import torch
@@ -266,9 +266,7 @@ def test_hdit_is_strided_convolutions_around_its_blocks():
     time, (text, mask) = model.time(given.timestep) + model.aspect(c.aspect), model.text(c)
 
     def go(level, block, x, position):
-        places = Layout(
-            position=position, rotation=level.encoding.rotation(position), images=x.shape[1], text=text, text_mask=mask
-        )
+        places = Layout(position=position, rotation=level.encoding.rotation(position), images=x.shape[1], text=text, text_mask=mask)
         return block(x, places, level.adaln(level.time(time)))
 
     state = go(outer, outer.down[0], model.patch(given.x), c.position)

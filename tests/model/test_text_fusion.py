@@ -9,13 +9,13 @@ from hdm.model import build
 PLAIN = {"backbone": ("dit", {"blocks": 4}), "merge": "none", "routing": "none"}
 
 
-@pytest.mark.parametrize("share, twins", [(0.0, 0), (0.5, 2), (1.0, 4)])
+@pytest.mark.parametrize(("share", "twins"), [(0.0, 0), (0.5, 2), (1.0, 4)])
 def test_twins_come_first(share, twins):
     model = network(**PLAIN, text_fusion=("double", {"share": share}))
     assert [block.twin for block in model.stack] == [True] * twins + [False] * (4 - twins)
 
 
-@pytest.mark.parametrize("share, other", [(0.0, "concat"), (1.0, "mmdit")])
+@pytest.mark.parametrize(("share", "other"), [(0.0, "concat"), (1.0, "mmdit")])
 def test_ends_of_double(share, other):
     """Bit for bit: names and seed decide the weights."""
     model = network(**PLAIN, text_fusion=("double", {"share": share}))
