@@ -24,7 +24,7 @@ def test_ends_of_double(share, other):
 
 
 def test_gated_cross_attention_shares_the_modulation_of_the_merge():
-    """4,196,864 weights a block of the author's code: 4 D^2 + D, 512 frequencies (16 heads of 32), a norm's 1,024 gains (spec 6)."""
+    """4,196,864 weights a block: 4 D^2 + D, 512 frequencies (16 heads of 32), a norm's 1,024 gains (spec 6)."""
     model = network(text_fusion="cross_attn_gated")
     assert set(model.adaln.heads) == {"attn", "merge", "mlp"}
     modulation = model.adaln(torch.randn(2, 1, 32))
