@@ -187,6 +187,7 @@ class HDiT(Trunk):
         state = tokens
         inner = dataclasses.replace(
             layout,
+            rotation=None,  # of the outer grid
             position=cells(layout.position, grid).mean(dim=2),
             images=tokens.shape[1] // 4,
             grid=(grid[0] // 2, grid[1] // 2),

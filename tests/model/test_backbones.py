@@ -1,0 +1,307 @@
+"""Blocks of published systems against diffusers and torch.nn, in float64; what holds across backbones (spec 2, 6, 14)."""
+
+import pytest
+import torch
+from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
+from diffusers.models.embeddings import PixArtAlphaTextProjection
+from nano import CONTEXT, architecture, inputs, network
+from torch import nn
+
+from hdm.config.schema import QKNorm
+from hdm.model import build
+from hdm.model.adaln import Gate, Modulation
+from hdm.model.attention import Layout
+from hdm.model.backbone import Tap
+
+D, HEADS, N, L = 32, 2, 6, 5
+GELU = ("gelu", {"width": 128 / 48})
+LAYER = {"norm": "layer", "mlp": GELU, "encoding": "nope", "routing": "none"}
+BIASED = ("full", {"qkv_bias": True})
+ZERO = ("per_layer", {"gate": Gate.zero})
+DIT = LAYER | {"backbone": ("dit", {"blocks": 3}), "merge": "none", "attention": BIASED, "adaln": ZERO, "text_fusion": "cross_attn"}
+
+
+def near(got, expected, bound=1e-10):
+    assert expected.abs().max() > 0.01
+    assert ((got - expected).abs().max() / expected.abs().max()).item() <= bound
+
+
+def draws(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def jitter(module):
+    draw = torch.Generator().manual_seed(5)
+    for p in module.double().parameters():
+        p.data.copy_(0.2 * torch.randn(p.shape, generator=draw, dtype=torch.float64))
+    return module
+
+
+def put(layer, *sources):
+    """Stack the weights of `sources` into `layer`."""
+    layer.weight.data.copy_(torch.cat([s.weight for s in sources]))
+    if layer.bias is not None:
+        layer.bias.data.copy_(torch.cat([s.bias for s in sources]))
+
+
+def plain_norms(block):
+    """The published blocks' norms have neither gain nor bias."""
+    for name, norm in block.named_children():
+        if name.endswith("_norm"):
+            nn.init.ones_(norm.weight)
+            nn.init.zeros_(norm.bias)
+
+
+def triple(shift, scale, gate):
+    return Modulation(scale[:, None], shift[:, None], None if gate is None else gate[:, None])
+
+
+def layout(text=None, text_mask=None, images=N, tokens=N):
+    return Layout(position=torch.zeros(2, tokens, 2, dtype=torch.float64), images=images, text=text, text_mask=text_mask)
+
+
+@pytest.mark.parametrize("qk_norm", [QKNorm.none, QKNorm.rms])
+@pytest.mark.parametrize("last", [False, True])
+def test_mmdit_block_is_that_of_diffusers(last, qk_norm):
+    """JointTransformerBlock, and its context_pre_only as the last block."""
+    rms = qk_norm is QKNorm.rms
+    theirs = jitter(JointTransformerBlock(D, HEADS, 16, context_pre_only=last, qk_norm="rms_norm" if rms else None))
+    attention = ("full", {"qkv_bias": True, "qk_norm": qk_norm})
+    axes = DIT | {"backbone": ("mmdit", {"blocks": 3}), "attention": attention, "text_fusion": "mmdit"}
+    ours = network(**axes).double().stack[2 if last else 0]
+    plain_norms(ours)
+    a = theirs.attn
+    put(ours.attn.qkv, a.to_q, a.to_k, a.to_v)
+    put(ours.attn.out, a.to_out[0])
+    put(ours.mlp.up, theirs.ff.net[0].proj)
+    put(ours.mlp.down, theirs.ff.net[2])
+    if last:
+        put(ours.text_attn.kv, a.add_k_proj, a.add_v_proj)
+    else:
+        put(ours.text_attn.qkv, a.add_q_proj, a.add_k_proj, a.add_v_proj)
+        put(ours.text_attn.out, a.to_add_out)
+        put(ours.text_mlp.up, theirs.ff_context.net[0].proj)
+        put(ours.text_mlp.down, theirs.ff_context.net[2])
+    if rms:
+        ours.attn.qk_norm.q.weight.data.copy_(a.norm_q.weight)
+        ours.attn.qk_norm.k.weight.data.copy_(a.norm_k.weight)
+        ours.text_attn.qk_norm.k.weight.data.copy_(a.norm_added_k.weight)
+        if not last:
+            ours.text_attn.qk_norm.q.weight.data.copy_(a.norm_added_q.weight)
+
+    image, text, time = draws(2, N, D), draws(2, L, D), draws(2, D)
+    m = theirs.norm1.linear(nn.functional.silu(time)).chunk(6, dim=1)
+    c = theirs.norm1_context.linear(nn.functional.silu(time)).chunk(2 if last else 6, dim=1)
+    by_name = {"attn": triple(*m[:3]), "mlp": triple(*m[3:])}
+    by_name |= {"text_attn": triple(c[1], c[0], None)} if last else {"text_attn": triple(*c[:3]), "text_mlp": triple(*c[3:])}
+    modulation = {f"{ours.name}.{kind}": each for kind, each in by_name.items()}
+    got = ours(torch.cat([image, text], dim=1), layout(tokens=N + L), modulation)
+    expected_text, expected = theirs(image, text, time)
+    bound = 1e-8 if rms else 1e-10  # diffusers takes the mean square in float32
+    near(got[:, :N], expected, bound)
+    assert (got.shape[1] == N) == last
+    if not last:
+        near(got[:, N:], expected_text, bound)
+
+
+def copy_basic(ours, theirs, *, text):
+    plain_norms(ours)
+    put(ours.attn.qkv, theirs.attn1.to_q, theirs.attn1.to_k, theirs.attn1.to_v)
+    put(ours.attn.out, theirs.attn1.to_out[0])
+    put(ours.mlp.up, theirs.ff.net[0].proj)
+    put(ours.mlp.down, theirs.ff.net[2])
+    if text:
+        put(ours.text.q, theirs.attn2.to_q)
+        put(ours.text.kv, theirs.attn2.to_k, theirs.attn2.to_v)
+        put(ours.text.out, theirs.attn2.to_out[0])
+
+
+def test_pixart_block_is_that_of_diffusers():
+    """ada_norm_single, where padding is masked."""
+    theirs = jitter(
+        BasicTransformerBlock(
+            D, HEADS, 16, cross_attention_dim=D, attention_bias=True, activation_fn="gelu-approximate", norm_eps=1e-6,
+            norm_type="ada_norm_single", norm_elementwise_affine=False,
+        )
+    )  # fmt: skip
+    ours = network(**(DIT | {"adaln": ("single", {"gate": Gate.zero})})).double().stack[0]
+    copy_basic(ours, theirs, text=True)
+    x, text, time = draws(2, N, D), draws(2, L, D), draws(2, 6 * D)
+    mask = torch.ones(2, L, dtype=torch.bool)
+    mask[1, 3:] = False
+    m = (theirs.scale_shift_table[None] + time.view(2, 6, D)).unbind(1)
+    got = ours(x, layout(text, mask), {"stack.0.attn": triple(*m[:3]), "stack.0.mlp": triple(*m[3:])})
+    bias = (1 - mask[:, None].double()) * -1e9
+    near(got, theirs(x, encoder_hidden_states=text, encoder_attention_mask=bias, timestep=time))
+
+
+def test_caption_projection_is_that_of_diffusers():
+    theirs = jitter(PixArtAlphaTextProjection(CONTEXT, D))
+    fusion = network(**DIT).double().text
+    put(fusion.up, theirs.linear_1)
+    put(fusion.down, theirs.linear_2)
+    text = draws(2, L, CONTEXT)
+    near(fusion.states(text), theirs(text))
+
+
+def test_dit_block_is_that_of_diffusers():
+    """ada_norm_zero; text is read by an output layer of zeros, and adds nothing."""
+    theirs = jitter(
+        BasicTransformerBlock(
+            D, HEADS, 16, attention_bias=True, activation_fn="gelu-approximate", norm_type="ada_norm_zero",
+            num_embeds_ada_norm=10, norm_elementwise_affine=False,
+        )
+    )  # fmt: skip
+    ours = network(**DIT).double().stack[0]
+    copy_basic(ours, theirs, text=False)
+    nn.init.zeros_(ours.text.out.weight)
+    nn.init.zeros_(ours.text.out.bias)
+    theirs.eval()  # drops no labels
+    theirs.norm1.norm.eps = theirs.norm3.eps = 1e-6
+    x, step, label = draws(2, N, D), torch.tensor([3, 700]), torch.tensor([1, 4])
+    time = theirs.norm1.emb(step, label, hidden_dtype=torch.float64)
+    m = theirs.norm1.linear(nn.functional.silu(time)).chunk(6, dim=1)
+    got = ours(x, layout(draws(2, L, D)), {"stack.0.attn": triple(*m[:3]), "stack.0.mlp": triple(*m[3:])})
+    near(got, theirs(x, timestep=step, class_labels=label))
+
+
+def test_dit_block_starts_as_the_identity():
+    model = network(perturbed=False, **DIT)
+    x = torch.randn(2, N, D)
+    assert torch.equal(model.stack[0](x, layout(torch.randn(2, L, D)), model.adaln(torch.randn(2, 1, D))), x)
+
+
+def uvit(blocks=5):
+    return LAYER | {"backbone": ("uvit", {"blocks": blocks}), "merge": "concat", "adaln": "none", "text_fusion": "concat"}
+
+
+def vit(block):
+    """The pre-norm layer of torch.nn with the weights of ours."""
+    gelu = nn.GELU(approximate="tanh")
+    theirs = nn.TransformerEncoderLayer(D, HEADS, 128, 0.0, gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True).double()
+    theirs.self_attn.in_proj_weight.data.copy_(block.attn.qkv.weight)
+    nn.init.zeros_(theirs.self_attn.in_proj_bias)
+    pairs = [(theirs.norm1, block.attn_norm), (theirs.norm2, block.mlp_norm), (theirs.self_attn.out_proj, block.attn.out)]
+    for to, source in [*pairs, (theirs.linear1, block.mlp.up), (theirs.linear2, block.mlp.down)]:
+        to.load_state_dict(source.state_dict())
+    return theirs
+
+
+def test_uvit_is_layers_of_torch_and_a_stack_of_states():
+    """Time and text are tokens; each block of the second half takes Linear([x; state]) of its mirror."""
+    model = network(**uvit()).double()
+    given = inputs(model, padded=False, dtype=torch.float64)
+    c = given.condition
+    x = torch.cat([model.patch(given.x), model.text.proj(c.text), model.time(given.timestep) + model.aspect(c.aspect)], dim=1)
+    states = []
+    for block in model.in_blocks:
+        x = vit(block)(x)
+        states.append(x)
+    x = vit(model.mid)(x)
+    for block in model.out_blocks:
+        skip = block.merge.proj
+        x = vit(block)(torch.cat([x, states.pop()], dim=2) @ skip.weight.T + skip.bias)
+    near(given.run(model), model.out(x[:, :16], (4, 4)))
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def on_meta(size, **axes):
+    with torch.device("meta"):
+        return build(architecture(size=size, **axes))
+
+
+def test_counts_of_the_spec():
+    """MMDiT block and cross-attentions at width 1024 (spec 6), the 14 skips of U-ViT-H/2 (spec 2)."""
+    size = {"dim": 1024, "heads": 16, "head_dim": 64, "mlp_dim": 4096}
+    wide = DIT | {"mlp": ("gelu", {"width": 1.0})}
+    model = on_meta(size, **(wide | {"text_fusion": "mmdit"}))
+    norms = sum(count(m) for n, m in model.stack[0].named_children() if n.endswith("_norm"))
+    modulation = sum(count(layer) for name, layer in model.adaln.layer.items() if name.startswith("stack_0_"))
+    assert count(model.stack[0]) - norms + modulation == 37_779_456
+    assert count(on_meta(size, **wide).stack[0].text) == 4_198_400
+    huge = {"dim": 1152, "heads": 16, "head_dim": 72, "mlp_dim": 4608}
+    model = on_meta(huge, **(uvit(29) | {"mlp": ("gelu", {"width": 1.0})}))
+    assert sum(count(block.merge) for block in model.out_blocks) == 14 * (2 * 1152 * 1152 + 1152)
+
+
+@pytest.mark.parametrize("name", ["xut", "dit", "uvit", "mmdit"])
+def test_permuted_image_tokens_permute_the_output(name):
+    """With their positions, and no operation on the grid."""
+    axes = {"xut": {}, "dit": DIT, "uvit": uvit(), "mmdit": DIT | {"backbone": "mmdit", "text_fusion": "mmdit"}}[name]
+    model = network(**(axes | {"encoding": "axial_rope"})).double()
+    given = inputs(model, dtype=torch.float64)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
+    patches = nn.functional.unfold(given.x, 2, stride=2)
+    dense = nn.functional.unfold(given.run(model), 2, stride=2)
+    given.x = nn.functional.fold(patches[:, :, order], (8, 8), 2, stride=2)
+    given.condition.position = given.condition.position[:, order]
+    near(nn.functional.unfold(given.run(model), 2, stride=2), dense[:, :, order])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_tap_is_what_a_hook_sees(depth, checkpointing):
+    model = network(**(DIT | {"routing": "tread"}), size={"gradient_checkpointing": checkpointing})
+    given, seen = inputs(model), []
+    model.stack[depth - 1].register_forward_hook(lambda _m, _i, out: seen.append(out))
+    tap = Tap(depth=depth)
+    model(given.x, given.timestep, given.condition, route=given.route, tap=tap)
+    assert torch.equal(tap.tokens, seen[0])
+    assert tap.tokens.shape[2] == model.tap_width(depth)
+    routed = model.ends[0] < depth <= model.ends[1]
+    assert (tap.kept is not None) == routed
+    if routed:
+        assert torch.equal(tap.kept, given.route.noise.argsort(dim=1)[:, :8].sort(dim=1).values)
+
+
+def test_hdit_is_strided_convolutions_around_its_blocks():
+    """Merge and split of 2x2 tokens are convolutions of stride 2, positions are pooled, the skip is torch.lerp."""
+    hourglass = ("hdit", {"levels": 2, "outer": 1, "inner": 2})
+    model = network(backbone=hourglass, merge="lerp", adaln="scale_only", text_fusion="cross_attn", routing="none").double()
+    given = inputs(model, dtype=torch.float64)
+    got, c, (outer, inner) = given.run(model), given.condition, model.levels
+    time, (text, mask) = model.time(given.timestep) + model.aspect(c.aspect), model.text(c)
+
+    def go(level, block, x, position):
+        places = Layout(position=position, rotation=level.encoding.rotation(position), images=x.shape[1], text=text, text_mask=mask)
+        return block(x, places, level.adaln(level.time(time)))
+
+    state = go(outer, outer.down[0], model.patch(given.x), c.position)
+    kernel = outer.merge.weight.view(32, 2, 2, 16).permute(0, 3, 1, 2)
+    x = nn.functional.conv2d(state.transpose(1, 2).reshape(2, 16, 4, 4), kernel, stride=2).flatten(2).transpose(1, 2)
+    pooled = nn.functional.avg_pool2d(c.position.transpose(1, 2).reshape(2, 2, 4, 4), 2).flatten(2).transpose(1, 2)
+    for block in inner.down:
+        x = go(inner, block, x, pooled)
+    kernel = outer.split.weight.view(2, 2, 16, 32).permute(3, 2, 0, 1)
+    x = nn.functional.conv_transpose2d(x.transpose(1, 2).reshape(2, 32, 2, 2), kernel, stride=2).flatten(2).transpose(1, 2)
+    last = outer.up[0]
+    x, last.merge = torch.lerp(state, x, last.merge.factor), None
+    near(got, model.out(go(outer, last, x, c.position), (4, 4)))
+
+
+@pytest.mark.parametrize("name", ["xut", "uvit", "mmdit"])
+def test_every_backbone_reduces_to_the_plain_stack(name):
+    """Without merges and routes, and with the same weights for text where it has its own (spec 14, invariant 1)."""
+    same = {"merge": "none", "adaln": "none", "routing": "none", "size": {"post_depth": 2}}
+    plain = network(backbone=("dit", {"blocks": 9}), text_fusion="concat", **same).double()
+    other = network(backbone=name, text_fusion="mmdit" if name == "mmdit" else "concat", **same).double()
+    blocks = [m for m in other.modules() if type(m).__name__ == "Block"]
+    own = sorted(blocks, key=lambda b: b.index) if name != "xut" else blocks_of_xut(other)
+    assert len(own) == 9
+    for part in ("patch", "time", "aspect", "text", "out"):
+        getattr(other, part).load_state_dict(getattr(plain, part).state_dict())
+    for block, source in zip(own, plain.stack):
+        weights = source.state_dict()
+        twins = {f"text_{key}": value for key, value in weights.items() if f"text_{key}" in block.state_dict()}
+        if block.ends_text:
+            twins["text_attn.kv.weight"] = weights["attn.qkv.weight"][D:]
+        block.load_state_dict(weights | twins)
+    given = inputs(plain, dtype=torch.float64)
+    near(given.run(other), given.run(plain))
+
+
+def blocks_of_xut(model):
+    return [*model.pre, *(b for group in [*model.encoder, *model.decoder] for b in group), *model.post]
