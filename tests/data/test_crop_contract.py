@@ -245,4 +245,3 @@ def test_one_word_changes_the_crop_of_an_experiment_and_not_its_size():
     for name in CROP.names():
         assert compose(["experiment=openmoji_nano", f"crop={name}"]).crop.size == 32
         assert compose(["experiment=openmoji_nano", f"crop={name}", "crop.size=64"]).crop.size == 64
-    assert compose(["experiment=openmoji_nano", "crop=center", "crop.hflip=0.5", "crop=arb"]).crop == ArbConfig(size=32)
