@@ -33,7 +33,7 @@ class Trait(StrEnum):
     SKIPS = "skips", "encoder states to merge"
     ROUTE = "route", "a middle that image tokens can bypass"
     FREE_DECODER = "free_decoder", "last blocks that may see more tokens than the first"
-    JOINT = "joint", "an attention that takes two sets of projections"
+    JOINT = "joint", "sublayers that take two sets of weights"
     ONE_GRID = "one_grid", "one grid of image tokens in all blocks"
     SQUARE = "square", "batches of square images of one size"
 

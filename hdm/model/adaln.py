@@ -182,8 +182,8 @@ class SharedMlp1(AdaLN):
         super().__init__()
         self.gate, self.sublayers = config.gate, sublayers
         number = {
-            Triples.network: {"attn": 0, "merge": 0, "mlp": 0},
-            Triples.family: {"attn": 0, "merge": 0, "mlp": 1},
+            Triples.network: dict.fromkeys(_kinds(sublayers), 0),
+            Triples.family: {kind: int(kind.endswith("mlp")) for kind in _kinds(sublayers)},
             Triples.kind: {kind: i for i, kind in enumerate(_kinds(sublayers))},
         }[config.triples]
         self.number = {kind: number[kind] for kind in _kinds(sublayers)}

@@ -197,7 +197,7 @@ class CrossAttention(Attention):
         """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
         return {"kv.weight": 2}
 
-    def forward(self, x: Float[Tensor, "B T D"], state: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B Q D"], state: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B Q D"]:
         """Queries from `x`, keys and values from `state`; both lie as `layout` says."""
         k, v = self.kv(state).chunk(2, dim=-1)
         return self.out(self.read(self.q(x), k, v, layout))

@@ -37,8 +37,7 @@ class HditConfig(BackboneConfig):
         "merge": "lerp", "adaln": "scale_only", "norm": "rms", "attention": "neighborhood", "attention.qk_norm": "cosine",
         "mlp": "geglu", "encoding": "axial_rope",
         "encoding.spacing": "log_open", "encoding.high": "10.0", "encoding.order": "blocks",
-        "encoding.pairs": "half_split", "text_fusion": "cross_attn", "routing": "none", "backbone.final_norm": "true",
-        "backbone.zero_output": "true",
+        "encoding.pairs": "half_split", "text_fusion": "cross_attn", "routing": "none",
     }  # fmt: skip
     needs: ClassVar[dict[str, str]] = {
         "grid": "2x2 tokens are merged",
@@ -46,6 +45,8 @@ class HditConfig(BackboneConfig):
     }
     takes: ClassVar[dict[str, str]] = {"one_grid": "its levels have grids of their own"}
 
+    final_norm: bool = option(True, "a norm, of the norm axis, before the output layer")
+    zero_output: bool = option(True, "the output layer starts at zero (DiT); false: at std 1/dim^2 (XUT)")
     levels: int = option(2, "levels, the innermost included")
     outer: int = option(2, "blocks of an outer level on each side")
     inner: int | None = option(
@@ -154,8 +155,6 @@ class HDiT(Trunk):
             raise ValueError(
                 f"{position.shape[1]} positions for {tokens.shape[1]} image tokens; make them by position_map(view, grid)"
             )
-        absolute = self.level(0).encoding.embed(position)
-        tokens = tokens if absolute is None else tokens + absolute.to(tokens.dtype)
 
         time, (text, mask) = self.time(timestep) + self.aspect(condition.aspect), self.text(condition)
         layout = Layout(position=position, images=tokens.shape[1], grid=grid, text=text, text_mask=mask)
@@ -176,6 +175,8 @@ class HDiT(Trunk):
         """Level `number` and all that it holds, and the blocks behind."""
         level, grid = self.level(number), layout.grid
         assert grid is not None
+        absolute = level.encoding.embed(layout.position)
+        tokens = tokens if absolute is None else tokens + absolute.to(tokens.dtype)
         layout.time = level.time(time)
         layout.rotation = level.encoding.rotation(layout.position)
         p = Pass(layout=layout, whole=layout, modulation=level.adaln(layout.time), tap=tap, depth=depth)

@@ -53,7 +53,7 @@ class Linear(SelfAttention):
 
     def __init__(self, config: LinearConfig, size: ModelConfig, encoding: Encoding, *, index: int = 0) -> None:
         super().__init__(size, encoding, qk_norm=QKNorm.none)
-        self.inner = size.dim // config.head_dim
+        self.inner = max(1, size.dim // config.head_dim)  # outer levels of hdit may be narrower than a head
         if config.qk_norm is QKNorm.rms:
             self.q_norm, self.k_norm = RMSNorm(RmsConfig(), size.dim), RMSNorm(RmsConfig(), size.dim)
         self.normed = config.qk_norm is QKNorm.rms

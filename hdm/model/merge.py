@@ -139,7 +139,7 @@ class Merge(nn.Module):
     def __init__(self, config: MergeConfig, size: ModelConfig, encoding: Encoding) -> None:
         super().__init__()
 
-    def forward(self, x: Float[Tensor, "B T D"], s: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], s: Float[Tensor, "B S D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """The new stream; of a modulated merge, what its sublayer adds to it."""
         raise NotImplementedError
 
@@ -155,7 +155,7 @@ class Cross(Merge):
         super().__init__(config, size, encoding)
         self.attn = CrossAttention(size, rope=encoding.per_layer(), qk_norm=config.qk_norm)
 
-    def forward(self, x: Float[Tensor, "B T D"], s: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], s: Float[Tensor, "B S D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """See Merge."""
         return self.attn(x, s, layout)
 

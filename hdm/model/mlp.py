@@ -49,6 +49,7 @@ class MixFfnConfig:
     """w3(a * silu(b)) with (a, b) = a depthwise 3x3 convolution of silu(w12(x)), Mix-FFN (SANA, Xie et al., 2024)."""
 
     needs: ClassVar[dict[str, str]] = {"grid": "its convolution takes the neighbours of each image token from the 2-D grid"}
+    takes: ClassVar[dict[str, str]] = {"joint": "text tokens are no grid that its convolution could take by itself"}
     adapts: ClassVar[dict[str, str]] = {"image_sequence": "text and time tokens bypass the depthwise convolution"}
 
     ratio: float | None = option(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hdm.config.axes import BACKBONE
 from hdm.config.registry import option
-from hdm.config.schema import BackboneConfig, ModelConfig, RunConfig
+from hdm.config.schema import BackboneConfig, Final, ModelConfig, RunConfig
 from hdm.model.block import Block, Place
 from hdm.model.trunk import Pass, Trunk
 
@@ -49,9 +49,13 @@ class DitConfig(PlainConfig):
     implies: ClassVar[dict[str, str]] = {
         "merge": "none", "adaln": "per_layer", "adaln.gate": "zero", "adaln.activation": "silu",
         "norm": "layer", "norm.affine": "false",
-        "attention": "full", "backbone.final_norm": "true", "backbone.final": "adaln", "backbone.zero_output": "true",
+        "attention": "full",
         "attention.qkv_bias": "true", "mlp": "gelu", "encoding": "sincos_abs", "text_fusion": "cross_attn",
     }  # fmt: skip
+
+    final_norm: bool = option(True, "a norm, of the norm axis, before the output layer")
+    final: Final = option(Final.adaln, "modulation behind that norm: none (XUT), adaln (DiT) or table (PixArt)")
+    zero_output: bool = option(True, "the output layer starts at zero (DiT); false: at std 1/dim^2 (XUT)")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,9 +65,13 @@ class MmditConfig(PlainConfig):
     implies: ClassVar[dict[str, str]] = {
         "merge": "none", "adaln": "per_layer", "adaln.gate": "zero", "adaln.activation": "silu",
         "norm": "layer", "norm.affine": "false",
-        "attention": "full", "backbone.final_norm": "true", "backbone.final": "adaln", "backbone.zero_output": "true",
+        "attention": "full",
         "attention.qkv_bias": "true", "attention.qk_norm": "rms", "mlp": "gelu", "encoding": "sincos_abs", "text_fusion": "mmdit",
     }  # fmt: skip
+
+    final_norm: bool = option(True, "a norm, of the norm axis, before the output layer")
+    final: Final = option(Final.adaln, "modulation behind that norm: none (XUT), adaln (DiT) or table (PixArt)")
+    zero_output: bool = option(True, "the output layer starts at zero (DiT); false: at std 1/dim^2 (XUT)")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,9 +81,12 @@ class SanaConfig(PlainConfig):
     implies: ClassVar[dict[str, str]] = {
         "merge": "none", "adaln": "single", "adaln.gate": "zero",
         "norm": "layer", "norm.affine": "false", "attention": "linear", "mlp": "mix_ffn",
-        "backbone.final_norm": "true", "backbone.final": "table",
+
         "encoding": "nope", "text_fusion": "cross_attn", "text_fusion.norm": "true", "routing": "none",
     }  # fmt: skip
+
+    final_norm: bool = option(True, "a norm, of the norm axis, before the output layer")
+    final: Final = option(Final.table, "modulation behind that norm: none (XUT), adaln (DiT) or table (PixArt)")
 
 
 class Plain(Trunk):

@@ -120,7 +120,7 @@ class SprintConfig(RateConfig):
 class NoneConfig:
     """Every token takes every block."""
 
-    takes: ClassVar[dict[str, str]] = {"route": "every token takes every block"}
+    takes: ClassVar[dict[str, str]] = {"route": "it routes nothing"}
 
 
 class Section(Enum):

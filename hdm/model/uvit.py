@@ -22,10 +22,11 @@ class UvitConfig(BackboneConfig):
 
     implies: ClassVar[dict[str, str]] = {
         "merge": "concat", "adaln": "none", "norm": "layer", "attention": "full", "mlp": "gelu", "encoding": "learned_abs",
-        "text_fusion": "concat", "backbone.final_norm": "true",
+        "text_fusion": "concat",
     }  # fmt: skip
     takes: ClassVar[dict[str, str]] = {"free_decoder": "its last blocks merge states of the first, of the same tokens"}
 
+    final_norm: bool = option(True, "a norm, of the norm axis, before the output layer")
     blocks: int | None = option(None, "blocks in all, an odd number; null: as many as XUT has at these sizes, made odd")
 
     def check(self, run: RunConfig) -> None:

@@ -149,7 +149,9 @@ def test_unknown_traits_are_an_error_at_declaration(kind):
 
 
 def test_traits_are_the_words_that_configs_write():
-    assert {t.value for t in Trait} == {"grid", "image_sequence", "text_sequence", "skips", "route", "square"}
+    assert {t.value for t in Trait} == {
+        "grid", "image_sequence", "text_sequence", "skips", "route", "free_decoder", "joint", "one_grid", "square",
+    }  # fmt: skip
     assert "grid" in {Trait.GRID: 1}
     assert all(t.words and not t.words.endswith(".") for t in Trait)
 

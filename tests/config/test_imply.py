@@ -26,7 +26,6 @@ class BoxConfig:
         "routing": "none",
         "model.patch": "4",
     }
-    takes: ClassVar[dict[str, str]] = {"skips": "it has no U"}
     blocks: int | None = option(None, "blocks")
 
 

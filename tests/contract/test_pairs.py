@@ -13,7 +13,7 @@ from hdm.config import compat
 from hdm.config.axes import discover
 from hdm.model import build
 
-TINY = {"depth": 1, "dec_blocks": 1}
+TINY = {"depth": 1, "dec_blocks": 1, "post_depth": 2}  # five blocks: hdit has four in its outer level
 AXES = discover()
 GROUPS = [(variant, AXES[other]) for axis, other in combinations(MODEL_AXES, 2) for variant in AXES[axis].variants.values()]
 
