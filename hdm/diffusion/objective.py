@@ -16,7 +16,7 @@ from hdm.config.axes import OBJECTIVE
 from hdm.config.check import require
 from hdm.config.registry import option
 from hdm.config.schema import RunConfig
-from hdm.model.backbone import Backbone, Condition, Route, Tap
+from hdm.model.backbone import Backbone, Condition, Route, Tap, Unlearned
 
 
 class Objective(ABC):
@@ -36,7 +36,36 @@ class Objective(ABC):
         """Loss of every sample, float32, mean over its elements; the caller averages over the batch. The pass fills `tap`."""
         asked = {} if tap is None else {"tap": tap}  # a network that nobody taps need not know of taps
         output = model(interpolate(latents, noise, timestep), timestep, condition, route=route, **asked)
-        return self.compare(output.float(), latents, noise=noise, timestep=timestep)
+        removed = model.unlearned(route, (latents.shape[2], latents.shape[3]))
+        if removed is None:
+            return self.compare(output.float(), latents, noise=noise, timestep=timestep)
+        return self._partly(output.float(), latents, noise=noise, timestep=timestep, removed=removed)
+
+    def _partly(
+        self,
+        output: Float[Tensor, "B C H W"],
+        latents: Float[Tensor, "B C H W"],
+        *,
+        noise: Float[Tensor, "B C H W"],
+        timestep: Float[Tensor, " B"],
+        removed: Unlearned,
+    ) -> Float[Tensor, " B"]:
+        """The loss over the patches that stayed, which is their mean: a removed one is given its target, where the error is 0.
+
+        To it comes, with its weight, the mean square error of the removed patches as normed patches of x_t (MaskDiT; spec 4).
+        """
+        mask = removed.mask.expand_as(output)
+        learned = torch.where(mask, self.target(latents, noise), output)
+        stayed = 1 - removed.mask.flatten(1).float().mean(1)
+        loss = self.compare(learned, latents, noise=noise, timestep=timestep) / stayed
+        if removed.reconstruction == 0:
+            return loss
+        error = torch.where(mask, output - normed_patches(interpolate(latents, noise, timestep), removed.patch), 0.0)
+        return loss + removed.reconstruction * mean_square(error) / (1 - stayed)
+
+    def target(self, latents: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """What the output is compared with: the velocity, unless a class says otherwise."""
+        return noise - latents
 
     @abstractmethod
     def compare(
@@ -76,6 +105,15 @@ def interpolate(
     return (1 - t) * latents + t * noise
 
 
+def normed_patches(x: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B C H W"]:
+    """Every patch of `x` with mean 0 and variance 1 over its channels and pixels (MAE: He et al., 2022)."""
+    b, c, height, width = x.shape
+    patches = x.view(b, c, height // patch, patch, width // patch, patch)
+    mean = patches.mean((1, 3, 5), keepdim=True)
+    variance = patches.var((1, 3, 5), keepdim=True)
+    return ((patches - mean) / (variance + 1e-6).sqrt()).view_as(x)
+
+
 def mean_square(error: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     """Mean over the elements of each sample."""
     return error.square().flatten(1).mean(1)
@@ -101,7 +139,7 @@ class Velocity(Objective):
         noise: Float[Tensor, "B C H W"],
         timestep: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
-        return mean_square(output - (noise - latents))
+        return mean_square(output - self.target(latents, noise))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -130,7 +168,7 @@ class Cosine(Objective):
         noise: Float[Tensor, "B C H W"],
         timestep: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
-        target = noise - latents
+        target = self.target(latents, noise)
         angle = 1 - torch.nn.functional.cosine_similarity(output, target, dim=1)
         return mean_square(output - target) + self.weight * angle.flatten(1).mean(1)
 
@@ -174,7 +212,7 @@ class Contrastive(Objective):
     ) -> Float[Tensor, " B"]:
         if len(latents) < 2:
             raise ValueError("objective=contrastive: a batch of one holds no other sample")
-        target = noise - latents
+        target = self.target(latents, noise)
         return mean_square(output - target) - self.weight * mean_square(output - target.roll(-1, dims=0))
 
 
@@ -216,8 +254,12 @@ class XPrediction(Objective):
         noise: Float[Tensor, "B C H W"],
         timestep: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
-        error = mean_square(output - latents)
+        error = mean_square(output - self.target(latents, noise))
         return error if self.space is Space.x else error / timestep.clamp_min(self.t_min).square()
+
+    def target(self, latents: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The image."""
+        return latents
 
     def as_velocity(self, model: Backbone) -> Backbone:
         """`model` with its images turned into velocities."""

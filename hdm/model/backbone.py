@@ -121,8 +121,8 @@ class Backbone(nn.Module):
         """Channels of the tokens behind block `depth`. Raises ValueError for a block that there is not."""
         raise NotImplementedError
 
-    def unlearned(self, route: Route | None, grid: tuple[int, int]) -> Unlearned | None:
-        """What a pass with `route` over a token `grid` leaves out of the loss; None where every prediction counts."""
+    def unlearned(self, route: Route | None, size: tuple[int, int]) -> Unlearned | None:
+        """What a pass with `route` over latents of `size` (H, W) leaves out of the loss; None where every prediction counts."""
         return None
 
     def position_map(self, view: Float[Tensor, "B 6"], grid: tuple[int, int]) -> Float[Tensor, "B N 2"]:

@@ -194,8 +194,9 @@ class Trunk(Backbone):
             raise ValueError(f"depth={depth}: the network has blocks 1 to {len(blocks)}")
         return self.architecture.size.dim
 
-    def unlearned(self, route: Route | None, grid: tuple[int, int]) -> Unlearned | None:
+    def unlearned(self, route: Route | None, size: tuple[int, int]) -> Unlearned | None:
         """See Backbone."""
+        grid = (size[0] // self.patch.patch, size[1] // self.patch.patch)
         n, weight = grid[0] * grid[1], self.routing.reconstruction
         kept = None if weight is None else self.routing.kept(route, n)
         if weight is None or kept is None:

@@ -57,7 +57,7 @@ def test_second_route_is_uniform_and_independent():
 def test_removed_patches_are_zero_and_unlearned():
     model = network(**PLAIN, routing=("deferred_mask", {"rate": 0.75}))
     given = inputs(model)
-    out, mask = given.run(model, routed=True), model.unlearned(given.route, (4, 4)).mask
+    out, mask = given.run(model, routed=True), model.unlearned(given.route, (8, 8)).mask
     kept = torch.zeros(2, 16, dtype=torch.bool).scatter(1, given.route.noise.argsort(dim=1)[:, :4], True)
     assert torch.equal(mask[:, 0, ::2, ::2].flatten(1), ~kept)
     assert (out[mask.expand_as(out)] == 0).all() and (out[~mask.expand_as(out)] != 0).all()
