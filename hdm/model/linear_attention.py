@@ -3,6 +3,7 @@
 Shapes: B images, T tokens (Q of them as queries), H heads, D channels, C channels per head.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,7 +65,8 @@ class Linear(SelfAttention):
         q = q[:, :only]
         if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)
-        with torch.autocast(x.device.type, enabled=False):
+        # The meta device, on which FLOPs are counted, knows no autocast.
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             mixed = self._read(F.relu(q), F.relu(k), v, layout)
         return self.out(mixed.to(v.dtype))
 

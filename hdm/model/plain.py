@@ -76,11 +76,15 @@ class MmditConfig(PlainConfig):
 
 @dataclass(kw_only=True, slots=True)
 class SanaConfig(PlainConfig):
-    """Linear attention and Mix-FFN, whose convolution supplies the positions; adaLN-single (SANA: Xie et al., 2024)."""
+    """Linear attention and Mix-FFN, whose convolution supplies the positions; adaLN-single (SANA: Xie et al., 2024).
+
+    The Mix-FFN is model.mlp_dim wide, so that sizes can be matched; published is mlp.ratio=2.5.
+    """
 
     implies: ClassVar[dict[str, str]] = {
         "merge": "none", "adaln": "single", "adaln.gate": "zero",
         "norm": "layer", "norm.affine": "false", "attention": "linear", "mlp": "mix_ffn",
+        "mlp.ratio": "null",
 
         "encoding": "nope", "text_fusion": "cross_attn", "text_fusion.norm": "true", "routing": "none",
     }  # fmt: skip

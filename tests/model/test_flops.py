@@ -95,3 +95,12 @@ def test_checkpointing_is_not_forward_work():
     size = dataclasses.replace(MODELS["nano"], gradient_checkpointing=True)
     plain, recomputing = (count_flops(Architecture(size=s), grid=(4, 4), text_tokens=4) for s in (MODELS["nano"], size))
     assert plain == recomputing
+
+
+@pytest.mark.parametrize("backbone", ["xut", "uvit", "hdit", "dit", "mmdit", "sana"])
+def test_every_backbone_is_counted_on_the_meta_device(backbone):
+    """All of them are planned and matched before anything runs; twice the image tokens cost more, and no more than four times."""
+    from nano import architecture
+
+    small, large = (count_flops(architecture(backbone=backbone), grid=grid, text_tokens=3) for grid in ((4, 4), (4, 8)))
+    assert small < large < 4 * small
