@@ -7,7 +7,7 @@ from diffusers.models.embeddings import PixArtAlphaTextProjection
 from nano import CONTEXT, architecture, inputs, network
 from torch import nn
 
-from hdm.config.schema import QKNorm
+from hdm.config.schema import Final, QKNorm
 from hdm.model import build
 from hdm.model.adaln import Gate, Modulation
 from hdm.model.attention import Layout
@@ -266,7 +266,9 @@ def test_hdit_is_strided_convolutions_around_its_blocks():
     time, (text, mask) = model.time(given.timestep) + model.aspect(c.aspect), model.text(c)
 
     def go(level, block, x, position):
-        places = Layout(position=position, rotation=level.encoding.rotation(position), images=x.shape[1], text=text, text_mask=mask)
+        side, rotation = round(x.shape[1] ** 0.5), level.encoding.rotation(position)
+        places = Layout(position=position, rotation=rotation, images=x.shape[1], grid=(side, side), text=text, text_mask=mask)
+        places.halves = level.encoding.halves
         return block(x, places, level.adaln(level.time(time)))
 
     state = go(outer, outer.down[0], model.patch(given.x), c.position)
@@ -285,9 +287,11 @@ def test_hdit_is_strided_convolutions_around_its_blocks():
 @pytest.mark.parametrize("name", ["xut", "uvit", "mmdit"])
 def test_every_backbone_reduces_to_the_plain_stack(name):
     """Without merges and routes, and with the same weights for text where it has its own (spec 14, invariant 1)."""
-    same = {"merge": "none", "adaln": "none", "routing": "none", "size": {"post_depth": 2}}
-    plain = network(backbone=("dit", {"blocks": 9}), text_fusion="concat", **same).double()
-    other = network(backbone=name, text_fusion="mmdit" if name == "mmdit" else "concat", **same).double()
+    same = {"merge": "none", "adaln": "none", "routing": "none", "norm": "rms", "attention": "full", "mlp": "swiglu"}
+    same |= {"encoding": "axial_rope", "size": {"post_depth": 2}}
+    ends = {"final_norm": False, "final": Final.none, "zero_output": False}
+    plain = network(backbone=("dit", {"blocks": 9, **ends}), text_fusion="concat", **same).double()
+    other = network(backbone=(name, ends), text_fusion="mmdit" if name == "mmdit" else "concat", **same).double()
     blocks = [m for m in other.modules() if type(m).__name__ == "Block"]
     own = sorted(blocks, key=lambda b: b.index) if name != "xut" else blocks_of_xut(other)
     assert len(own) == 9

@@ -143,9 +143,13 @@ def test_shared_parameters_start_bit_identical(case):
     default = dict(network(perturbed=False).named_parameters())
     model = network(perturbed=False, **case)
     ours, own = dict(model.named_parameters()), model.initial()
-    assert not own or model.adaln.zero_outputs
+    adaln = model.adaln if hasattr(model, "adaln") else model.level(0).adaln
+    assert not own or adaln.zero_outputs
+    if model.architecture.backbone.zero_output:  # is defined to begin at zero
+        ours = {name: p for name, p in ours.items() if not name.startswith("out.proj.")}
     shared = [name for name in ours if name in default and ours[name].shape == default[name].shape and name not in own]
-    assert len(shared) > 50 or "size" in case
+    # What another backbone implies leaves little to share but the entrance.
+    assert len(shared) > (50 if "backbone" not in case or case["backbone"] == "xut" else 5) or "size" in case
     for name in shared:
         assert torch.equal(ours[name], default[name]), name
 
