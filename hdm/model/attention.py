@@ -227,7 +227,7 @@ def attend(
     q: Float[Tensor, "B H T C"],
     k: Float[Tensor, "B H S C"],
     v: Float[Tensor, "B H S C"],
-    mask: Bool[Tensor, "B S"] | Bool[Tensor, "B T S"] | None,
+    mask: Bool[Tensor, "B S"] | Bool[Tensor, "#B T S"] | None,
     *,
     scale: float | None = None,
 ) -> Float[Tensor, "B H T C"]:

@@ -9,7 +9,8 @@ from hdm.model.backbone import Architecture, Condition, Route
 def count_flops(architecture: Architecture, *, grid: tuple[int, int], text_tokens: int, rate: float = 0.0) -> int:
     """FLOPs of one forward pass per sample, 2 for each multiply-add of matrix products, convolutions and attention.
 
-    `grid` is (rows, columns) of image tokens, `rate` the fraction of them that bypass. Runs nothing and takes no memory.
+    `grid` is (rows, columns) of image tokens, `rate` the fraction of them that bypass. Runs nothing and takes no memory. Local
+    attention counts the keys of its windows, whatever a device computes: see `Neighborhood.cut`, and docs/xut.md for closed forms.
     """
     from hdm.model import build
 

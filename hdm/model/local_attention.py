@@ -202,7 +202,8 @@ class Neighborhood(Local):
     ) -> Float[Tensor, "B N D"]:
         """See Local. On CUDA natten's kernel does it where it is installed and the image is alone in the sequence."""
         assert layout.grid is not None
-        if natten is not None and q.is_cuda and k.shape[2] == q.shape[2] and layout.mask is None and min(layout.grid) > 1:
+        alone = k.shape[2] == q.shape[2] and layout.mask is None
+        if natten is not None and q.is_cuda and alone and min(self.window, *layout.grid) > 1:
             return by_natten(q, k, v, layout.grid, window=self.window, scale=self.scale)
         return super().image(q, k, v, layout)
 
@@ -228,7 +229,7 @@ def tile_sides(grid: tuple[int, int], window: int) -> tuple[int, int]:
 
     def cost(tile: tuple[int, int]) -> float:
         keys = math.prod(min(length, side + window - 1) for length, side in zip(grid, tile))
-        return keys * (1 + 32 / math.prod(tile))
+        return keys * (1 + 48 / math.prod(tile))
 
     divisors = ([side for side in range(1, length + 1) if length % side == 0] for length in grid)
     rows, columns = divisors

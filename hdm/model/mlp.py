@@ -111,6 +111,10 @@ class GEGLU(Mlp):
         self.w12 = nn.Linear(size.dim, 2 * size.mlp_dim, bias=config.bias)
         self.w3 = nn.Linear(size.mlp_dim, size.dim, bias=config.bias)
 
+    def parts(self) -> dict[str, int]:
+        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
+        return {"w12.weight": 2}
+
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """See Mlp."""
         value, gate = self.w12(x).chunk(2, dim=-1)
@@ -153,6 +157,10 @@ class MixFFN(Mlp):
         By their shape alone they would move by lr/9 a step, where the biases beside them move by lr over their number.
         """
         return {"conv.weight": self.conv.weight.numel()}
+
+    def parts(self) -> dict[str, int]:
+        """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
+        return {"w12.weight": 2}
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """See Mlp. Raises ValueError where the image tokens are no grid."""
