@@ -16,7 +16,7 @@ from hdm.config.axes import OBJECTIVE
 from hdm.config.check import require
 from hdm.config.registry import option
 from hdm.config.schema import RunConfig
-from hdm.model.backbone import Backbone, Condition, Route
+from hdm.model.backbone import Backbone, Condition, Route, Tap
 
 
 class Objective(ABC):
@@ -31,10 +31,16 @@ class Objective(ABC):
         timestep: Float[Tensor, " B"],
         condition: Condition,
         route: Route | None,
+        tap: Tap | None = None,
     ) -> Float[Tensor, " B"]:
-        """Loss of every sample, float32, mean over its elements; the caller averages over the batch."""
-        output = model(interpolate(latents, noise, timestep), timestep, condition, route=route)
+        """Loss of every sample, float32, mean over its elements; the caller averages over the batch. `tap` goes to the network."""
+        asked = {} if tap is None else {"tap": tap}  # a backbone without taps need not know them
+        output = model(interpolate(latents, noise, timestep), timestep, condition, route=route, **asked)
         return self.compare(output.float(), latents, noise=noise, timestep=timestep)
+
+    def target(self, latents: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """What the network's output is compared with: the velocity, unless a class says otherwise."""
+        return noise - latents
 
     @abstractmethod
     def compare(
@@ -99,7 +105,7 @@ class Velocity(Objective):
         noise: Float[Tensor, "B C H W"],
         timestep: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
-        return mean_square(output - (noise - latents))
+        return mean_square(output - self.target(latents, noise))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -128,7 +134,7 @@ class Cosine(Objective):
         noise: Float[Tensor, "B C H W"],
         timestep: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
-        target = noise - latents
+        target = self.target(latents, noise)
         angle = 1 - torch.nn.functional.cosine_similarity(output, target, dim=1)
         return mean_square(output - target) + self.weight * angle.flatten(1).mean(1)
 
@@ -172,7 +178,7 @@ class Contrastive(Objective):
     ) -> Float[Tensor, " B"]:
         if len(latents) < 2:
             raise ValueError("objective=contrastive: a batch of one holds no other sample")
-        target = noise - latents
+        target = self.target(latents, noise)
         return mean_square(output - target) - self.weight * mean_square(output - target.roll(-1, dims=0))
 
 
@@ -188,7 +194,8 @@ class XPredictionConfig:
     """The network predicts the image x; its velocity is (x_t - x_theta) / max(t, t_min) (JiT: Li and He, 2025).
 
     For pixels in large patches, where noise cannot pass through the network but images can. The loss in v-space is
-    |x_theta - x|^2 / max(t, t_min)^2: the velocity error, with JiT's bound on its weight.
+    |x_theta - x|^2 / max(t, t_min)^2: the velocity error, with JiT's bound on its weight. JiT counts time from noise to image: its
+    law of t, P_mean -0.8 and P_std 0.8, is timestep.mean=0.8 timestep.std=0.8 here.
     """
 
     space: Space = option(Space.v, "v: error of the velocity, as JiT; x: error of the image, unweighted")
@@ -206,6 +213,10 @@ class XPrediction(Objective):
     def __init__(self, config: XPredictionConfig) -> None:
         self.space, self.t_min = config.space, config.t_min
 
+    def target(self, latents: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The image."""
+        return latents
+
     def compare(  # noqa: D102
         self,
         output: Float[Tensor, "B C H W"],
@@ -214,7 +225,7 @@ class XPrediction(Objective):
         noise: Float[Tensor, "B C H W"],
         timestep: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
-        error = mean_square(output - latents)
+        error = mean_square(output - self.target(latents, noise))
         return error if self.space is Space.x else error / timestep.clamp_min(self.t_min).square()
 
     def as_velocity(self, model: Backbone) -> Backbone:
@@ -230,10 +241,17 @@ class ImageToVelocity(Backbone):
         self.model, self.t_min = model, t_min
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], timestep: Float[Tensor, " B"], condition: Condition, *, route: Route | None = None
+        self,
+        x: Float[Tensor, "B C H W"],
+        timestep: Float[Tensor, " B"],
+        condition: Condition,
+        *,
+        route: Route | None = None,
+        tap: Tap | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """The velocity."""
-        image: Tensor = self.model(x, timestep, condition, route=route)
+        asked = {} if tap is None else {"tap": tap}
+        image: Tensor = self.model(x, timestep, condition, route=route, **asked)
         return (x.float() - image.float()) / timestep.clamp_min(self.t_min)[:, None, None, None]
 
     def position_map(self, view: Float[Tensor, "B 6"], grid: tuple[int, int]) -> Float[Tensor, "B N 2"]:

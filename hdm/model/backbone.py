@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hdm.config.axes import AXES, discover
@@ -75,13 +75,31 @@ class Route:
     rate: float | None = None
 
 
+@dataclass(kw_only=True, slots=True)
+class Tap:
+    """A request for the image tokens behind block `depth`; the pass fills the rest in.
+
+    Block 1 is the first, in the order of the forward pass. `kept` holds the indices of these tokens among all N; None: all, in order.
+    """
+
+    depth: int
+    tokens: Float[Tensor, "B K D"] | None = None
+    kept: Int[Tensor, "B K"] | None = None
+
+
 class Backbone(nn.Module):
     """A network that predicts the velocity of flow matching, v = eps - x (spec 11)."""
 
     architecture: Architecture
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], timestep: Float[Tensor, " B"], condition: Condition, *, route: Route | None = None
+        self,
+        x: Float[Tensor, "B C H W"],
+        timestep: Float[Tensor, " B"],
+        condition: Condition,
+        *,
+        route: Route | None = None,
+        tap: Tap | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Velocity at `x` and `timestep` in [0, 1], 1 being noise. Without `route` every token takes every block."""
         raise NotImplementedError

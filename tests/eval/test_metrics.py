@@ -46,7 +46,8 @@ def test_numbers_and_protocol_are_written_and_recorded(trained):
     protocol = report["protocol"]
     assert protocol["samples"] == 20
     assert protocol["size"] == "16x16"
-    assert protocol["sampler"] == {"name": "euler", "steps": 2, "time_shift": 1.0}
+    grid = {"time_shift": 1.0, "resolution": "fixed", "base_tokens": 256}
+    assert protocol["sampler"] == {"name": "euler", "steps": 2, **grid}
     assert protocol["guidance"] == {"name": "cfg", "scale": 3.0}
     assert protocol["extractor"]["name"] == "efficientnet"
     assert len(protocol["extractor"]["weights"]) == 64

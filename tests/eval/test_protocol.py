@@ -49,7 +49,7 @@ def test_what_does_not_move_a_number_and_what_is_compared_between_arms_leave_it(
 def test_it_is_plain_data():
     protocol = sampling_protocol(compose(["experiment=openmoji_nano", "guidance=routed"]), **FACTS)
     assert json.loads(json.dumps(protocol)) == protocol
-    assert protocol["guidance"] == {"name": "routed", "scale": 3.0, "rate_cond": 0.0, "rate_uncond": 0.5}
+    assert protocol["guidance"] == {"name": "routed", "scale": 3.0, "rate_cond": 0.0, "rate_uncond": 0.5, "captions": "strong"}
 
 
 def test_versions_leave_the_build_out():
