@@ -17,12 +17,13 @@ Also: sampler.*, guidance.*, sampling.batch_size, device, cache, train.precision
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from hdm import cli
 from hdm.config.amend import amend, check_amendable
 from hdm.config.errors import HdmError, suggest
+from hdm.config.schema import RunConfig
 
 _OPTIONS = ("ckpt", "prompts", "n", "size", "seed", "camera.x", "camera.y", "camera.zoom", "weights", "out")
 
@@ -57,7 +58,9 @@ def parse(arguments: list[str]) -> Request:
     for text in rest:
         if "=" not in text:
             raise HdmError(f"'{text}' is not of the form key=value; quote a prompt that holds spaces: prompt=\"a red car\"")
-        if close := suggest(text.partition("=")[0], ["prompt", *_OPTIONS]):
+        key = text.partition("=")[0]
+        known = key.partition(".")[0] in {field.name for field in fields(RunConfig)}  # guidance.weights is no misspelt weights
+        if not known and (close := suggest(key, ["prompt", *_OPTIONS])):
             raise HdmError(f"{text}: no such option{close}")
     check_amendable(rest)
     if values["out"] and not values["out"].lower().endswith(".png"):

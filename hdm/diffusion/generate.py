@@ -189,7 +189,7 @@ def check_weak(run: RunConfig, weak: RunConfig) -> None:
     """Raise ConfigError unless the network of guidance.ckpt sees the latents and the text states of this run."""
     for axis, fields in (("autoencoder", ("channels", "factor", "path")), ("text_encoder", ("width", "path"))):
         own, other = getattr(run, axis), getattr(weak, axis)
-        pairs = {axis: (AXES[axis].of(own).name, AXES[axis].of(other).name)}
+        pairs: dict[str, tuple[Any, Any]] = {axis: (AXES[axis].of(own).name, AXES[axis].of(other).name)}
         pairs |= {f"{axis}.{field}": (getattr(own, field, None), getattr(other, field, None)) for field in fields}
         for key, (mine, theirs) in pairs.items():
             if mine != theirs:

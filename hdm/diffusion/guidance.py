@@ -1,7 +1,7 @@
 """Guidance steers a sampled velocity away from what a weaker prediction would say: v = weak + w (strong - weak) (spec 11).
 
 What makes the weak prediction weak is the variant: no caption (cfg), fewer tokens (routed), fewer blocks (path_drop), another
-network (autoguidance). Every channel is guided. At w=1 the strong prediction is returned as it is, and the weak one is not computed.
+network (autoguidance). Every channel is guided. At w=1 the strong prediction is returned as it is; the weak one is not computed.
 """
 
 import copy
@@ -209,8 +209,8 @@ class CfgZeroStar(Guidance):
 class RoutedConfig:
     """TREAD auto-guidance: the weak pass sees the empty caption and, mid-network, fewer image tokens (spec 1.3 h, 4).
 
-    It needs a backbone that was trained with routing. The defaults are the report's. TREAD's own sampler has scale 1.5, rates 0.3 and
-    0.7, and drops the class in both passes as released (captions=neither, blind to the prompt even at w=1); captions=both is
+    It needs a backbone that was trained with routing. The defaults are the report's. TREAD's own sampler has scale 1.5, rates 0.3
+    and 0.7, and drops the class in both passes as released (captions=neither, blind to the prompt even at w=1); captions=both is
     guidance by routing alone.
     """
 

@@ -167,9 +167,10 @@ class Law(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class ShiftedConfig(TimestepConfig):
-    """Resolution shift t' = a t / (1 + (a - 1) t) of another law, a = sqrt(tokens / base_tokens), Flux's e^mu or fixed (SD3; spec 11).
+    """Resolution shift t' = a t / (1 + (a - 1) t) of another law (SD3; spec 11).
 
-    Large images need more noise to be destroyed. On logit_normal the shift only moves the mean, by log(a). SANA trains with a = 3.
+    a is sqrt(tokens / base_tokens), Flux's e^mu, or fixed: large images need more noise to be destroyed. On logit_normal the shift
+    only moves the mean, by log(a). SANA trains with a = 3.
     """
 
     law: Law = option(Law.logit_normal, "the law of t: logit_normal or uniform")

@@ -79,7 +79,7 @@ class Route:
 class Tap:
     """A request for the image tokens behind block `depth`; the pass fills the rest in.
 
-    Block 1 is the first, in the order of the forward pass. `kept` holds the indices of these tokens among all N; None: all, in order.
+    Block 1 is the first, in the order of the forward pass. `kept`: indices of these tokens among all N; None: all, in order.
     """
 
     depth: int

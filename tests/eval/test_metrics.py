@@ -105,6 +105,16 @@ def test_another_protocol_or_checkpoint_gets_names_of_its_own(trained):
     assert len(metrics(trained).keys() & {f"fid/efficientnet.{d}" for d in digests if d != first}) == 2
 
 
+def test_images_are_guided_by_another_checkpoint_and_drawn_again_when_it_changes(trained):
+    weak = trained / "checkpoints" / "samples-000000000"
+    overrides = ["guidance=autoguidance", f"guidance.ckpt={weak}", "guidance.scale=3"]
+    evaluate(trained, ["fid"], overrides=overrides)
+    (report,) = [json.loads(path.read_text()) for path in (trained / "eval").glob("fid.*.json")]
+    assert len(report["protocol"]["guidance"]["ckpt"]) == 16
+    evaluate(trained, ["fid"], overrides=[*overrides, f"guidance.ckpt={trained}"])
+    assert len(list((trained / "eval").glob("*/samples-*.safetensors"))) == 2
+
+
 def test_a_copied_checkpoint_can_be_evaluated(trained, tmp_path):
     (trained / "checkpoints" / "samples-000000008").rename(tmp_path / "copy")
     assert set(evaluate(tmp_path / "copy", ["fid"])) == FID
