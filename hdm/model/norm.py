@@ -107,6 +107,6 @@ class DynamicTanh(Norm):
         return torch.tanh(self.alpha.to(x.dtype) * x) * self.weight.to(x.dtype) + self.bias.to(x.dtype)
 
 
-def _as(parameter: nn.Parameter | None, x: Tensor) -> Tensor | None:
+def _as(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     """The parameter in the dtype of `x`: an fp32 gain beside a bf16 stream would lose the fused kernel and return fp32."""
     return None if parameter is None else parameter.to(x.dtype)
