@@ -87,9 +87,10 @@ def _draw(loaded: "Loaded", run: RunConfig) -> tuple["Drawn", dict[str, Any]]:
     """The generated images beside their real ones, and the protocol by which they were drawn."""
     from eval import protocol
     from eval.measure import Drawn
-    from eval.samples import generated, open_split, read_images
+    from eval.samples import generated, open_split, read_images, weights_digest
     from hdm.pictures import sheet
     from hdm.train.loop import pick_device
+    from hdm.train.weak import load_weak
 
     console, device = Console(stderr=True, soft_wrap=True), pick_device(run.device)
     shards, wanted = open_split(run, "val"), run.eval.samples
@@ -98,11 +99,18 @@ def _draw(loaded: "Loaded", run: RunConfig) -> tuple["Drawn", dict[str, Any]]:
     if len(shards) < wanted:
         console.print(f"eval.samples={wanted}: the val split has {len(shards)} images; all of them are used", highlight=False)
     real = read_images(run, shards, wanted)
+    weak = load_weak(run, device=device)
     sampling = protocol.sampling_protocol(
-        run, weights=loaded.weights, samples=len(real), size=real.size, prompts=real.prompts_digest, reference=real.digest
+        run,
+        weights=loaded.weights,
+        samples=len(real),
+        size=real.size,
+        prompts=real.prompts_digest,
+        reference=real.digest,
+        weak=weights_digest(weak.model) if weak else None,
     )
     folder = loaded.folder / "eval" / protocol.digest(sampling)
-    images = generated(loaded.model, run, real, folder=folder, device=device)
+    images = generated(loaded.model, run, real, folder=folder, device=device, weak=weak)
     import torch
 
     pairs = torch.stack([real.pixels[:_SHOWN], images[:_SHOWN]], dim=1).flatten(0, 1)

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 from hdm.config.axes import AXES
@@ -14,9 +15,13 @@ VIEW = "generated images take the view (crop box, full size) of the held-out cro
 
 
 def sampling_protocol(
-    run: RunConfig, *, weights: str, samples: int, size: tuple[int, int], prompts: str, reference: str
+    run: RunConfig, *, weights: str, samples: int, size: tuple[int, int], prompts: str, reference: str, weak: str | None = None
 ) -> dict[str, Any]:
-    """How the images were drawn; `prompts` and `reference` are digests of the captions and of the real images."""
+    """How the images were drawn; `prompts` and `reference` are digests of the captions and of the real images.
+
+    `weak` is that of the other network's weights, for guidance=autoguidance: they count, not the folder that they lay in.
+    """
+    guidance = _variant("guidance", run.guidance)
     return {
         "reference": reference,
         "prompts": prompts,
@@ -24,7 +29,7 @@ def sampling_protocol(
         "size": f"{size[0]}x{size[1]}",
         "view": VIEW,
         "sampler": _variant("sampler", run.sampler),
-        "guidance": _variant("guidance", run.guidance),
+        "guidance": guidance if weak is None else {**guidance, "ckpt": weak},
         "weights": weights,
         "precision": run.train.precision.name,
         "seed": run.eval.seed,
@@ -42,4 +47,8 @@ def digest(protocol: dict[str, Any]) -> str:
 
 
 def _variant(axis: str, config: Any) -> dict[str, Any]:
-    return {"name": AXES[axis].of(config).name, **dataclasses.asdict(config)}
+    fields = dataclasses.asdict(config)
+    return {
+        "name": AXES[axis].of(config).name,
+        **{key: value.name if isinstance(value, Enum) else value for key, value in fields.items()},
+    }

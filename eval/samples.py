@@ -16,7 +16,7 @@ from hdm.config.axes import AUTOENCODER, DATA, TEXT_ENCODER
 from hdm.config.schema import RunConfig
 from hdm.data.loader import validation_batches
 from hdm.data.shards import Shards
-from hdm.diffusion.generate import Generator
+from hdm.diffusion.generate import Generator, Network
 from hdm.files import replacing
 from hdm.model.backbone import Backbone
 
@@ -71,9 +71,12 @@ def to_bytes(pixels: Float[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N 3 H W"]:
 
 
 def generated(
-    model: Backbone, run: RunConfig, real: CaptionedImages, *, folder: Path, device: torch.device
+    model: Backbone, run: RunConfig, real: CaptionedImages, *, folder: Path, device: torch.device, weak: Network | None = None
 ) -> UInt8[Tensor, "N 3 H W"]:
-    """One image for each caption and view of `real`; kept in `folder` under the digest of the weights for the next call."""
+    """One image for each caption and view of `real`; kept in `folder` under the digest of the weights for the next call.
+
+    `weak` is the other network of guidance=autoguidance.
+    """
     path = folder / f"samples-{weights_digest(model)}.safetensors"
     try:
         return load_file(path)["images"]
@@ -85,6 +88,7 @@ def generated(
         text_encoder=TEXT_ENCODER.build(run.text_encoder, cache=Path(run.cache), device=device),
         autoencoder=AUTOENCODER.build(run.autoencoder, cache=Path(run.cache), device=device),
         device=device,
+        weak=weak,
     )
     parts = []
     with progress("generated images", len(real), "images") as advance:

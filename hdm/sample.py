@@ -4,6 +4,7 @@ usage: python -m hdm.sample ckpt=RUN_OR_CHECKPOINT prompt="a red car" [prompt=..
 
   python -m hdm.sample ckpt=runs/openmoji_nano-s0-1f0c77ab prompt="red apple, fruit" n=4
   python -m hdm.sample ckpt=runs/NAME prompts=captions.txt size=32x48 camera.x=0.25 sampler.steps=16 guidance.scale=2
+  python -m hdm.sample ckpt=runs/NAME prompt="red apple" guidance=autoguidance guidance.ckpt=runs/SMALLER
 
 prompts=FILE      one prompt a line
 n=1               images per prompt
@@ -16,12 +17,13 @@ Also: sampler.*, guidance.*, sampling.batch_size, device, cache, train.precision
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from hdm import cli
 from hdm.config.amend import amend, check_amendable
 from hdm.config.errors import HdmError, suggest
+from hdm.config.schema import RunConfig
 
 _OPTIONS = ("ckpt", "prompts", "n", "size", "seed", "camera.x", "camera.y", "camera.zoom", "weights", "out")
 
@@ -56,7 +58,9 @@ def parse(arguments: list[str]) -> Request:
     for text in rest:
         if "=" not in text:
             raise HdmError(f"'{text}' is not of the form key=value; quote a prompt that holds spaces: prompt=\"a red car\"")
-        if close := suggest(text.partition("=")[0], ["prompt", *_OPTIONS]):
+        key = text.partition("=")[0]
+        known = key.partition(".")[0] in {field.name for field in fields(RunConfig)}  # guidance.weights is no misspelt weights
+        if not known and (close := suggest(key, ["prompt", *_OPTIONS])):
             raise HdmError(f"{text}: no such option{close}")
     check_amendable(rest)
     if values["out"] and not values["out"].lower().endswith(".png"):
@@ -86,17 +90,19 @@ def command(arguments: list[str]) -> None:
     from hdm.diffusion.generate import Camera, Generator
     from hdm.train.checkpoint import load_model
     from hdm.train.loop import pick_device
+    from hdm.train.weak import load_weak
 
     x, y, zoom = request.camera
     camera = Camera(x=x, y=y, zoom=zoom)
     loaded = load_model(request.ckpt, weights=request.weights)
     run = amend(loaded.run, request.overrides)
     device, cache = pick_device(run.device), Path(run.cache)
+    weak = load_weak(run, device=device)
     encoders = {
         "text_encoder": TEXT_ENCODER.build(run.text_encoder, cache=cache, device=device),
         "autoencoder": AUTOENCODER.build(run.autoencoder, cache=cache, device=device),
     }
-    generator = Generator(loaded.model.to(device), run=run, device=device, **encoders)
+    generator = Generator(loaded.model.to(device), run=run, device=device, weak=weak, **encoders)
     size = request.size or (run.crop.size, run.crop.size)
     generator.token_grid(size)  # refuses a size that does not fit, before anything is shown
     captions = [prompt for prompt in request.prompts for _ in range(request.n)]

@@ -1,5 +1,7 @@
 """`python -m hdm.sample`: the command line, the pictures and the refusals."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -67,20 +69,27 @@ def test_a_sheet_shows_every_image_unsmoothed_at_its_place():
 
 
 @pytest.fixture
-def untrained(monkeypatch, tmp_path):
+def untrained(tmp_path):
     """A checkpoint of initial weights, as the trainer writes it."""
+    return written(tmp_path / "run")
+
+
+def written(folder, *words):
+    """A checkpoint of initial weights, moved so that they predict something."""
     from hdm.config.compose import compose, flatten
     from hdm.model import Architecture, build
     from hdm.train import checkpoint
 
     run = compose([
         "model=nano", "model.dim=16", "model.mlp_dim=32", "model.heads=2", "model.head_dim=8", "model.depth=1", "model.patch=4",
-        "text_encoder=hash", "text_encoder.width=12", "autoencoder=pixel", "crop.size=16", "sampler.steps=2",
+        "text_encoder=hash", "text_encoder.width=12", "autoencoder=pixel", "crop.size=16", "sampler.steps=2", *words,
     ])  # fmt: skip
     assert run.train.precision is Precision.bf16
     weights = build(Architecture.of(run)).state_dict()
-    checkpoint.save(tmp_path / "run", samples=64, tensors={"model": weights}, state={"config": flatten(run), "samples": 64}, keep=1)
-    return tmp_path / "run"
+    draw = torch.Generator().manual_seed(0)
+    weights = {name: value + 0.1 * torch.randn(value.shape, generator=draw) for name, value in weights.items()}
+    checkpoint.save(folder, samples=64, tensors={"model": weights}, state={"config": flatten(run), "samples": 64}, keep=1)
+    return folder
 
 
 def draw(folder, *arguments):
@@ -123,3 +132,57 @@ def test_refusals_are_one_line_with_code_2(untrained, arguments, words, capsys):
     assert len(err) == 1
     assert err[0].startswith("error: ")
     assert words in err[0]
+
+
+def picture(folder, *arguments):
+    words = ["prompt=a", "out=p.png", "train.precision=fp32", "sampler.steps=3"]
+    assert draw(folder, *words, *arguments) == 0
+    return np.asarray(Image.open("p/0000.png")).astype(int)
+
+
+def test_another_checkpoint_guides(untrained, tmp_path):
+    """With itself as the weak network there is nothing to move away from; with a narrower one there is."""
+    narrow = written(tmp_path / "narrow", "model.dim=8", "model.heads=1")
+    plain = picture(untrained, "guidance=none")
+    auto = ["guidance=autoguidance", "guidance.scale=3"]
+    assert np.abs(picture(untrained, *auto, f"guidance.ckpt={untrained}") - plain).max() <= 1
+    assert np.abs(picture(untrained, *auto, f"guidance.ckpt={narrow / 'checkpoints' / 'samples-000000064'}") - plain).max() > 10
+    assert np.array_equal(picture(untrained, *auto, f"guidance.ckpt={narrow}", "guidance.scale=1"), plain)
+
+
+def test_the_camera_of_the_command_is_that_of_the_generator(untrained):
+    from hdm.config.amend import amend
+    from hdm.config.axes import AUTOENCODER, TEXT_ENCODER
+    from hdm.diffusion.generate import Camera, Generator
+    from hdm.train.checkpoint import load_model
+
+    loaded = load_model(untrained)
+    run = amend(loaded.run, ["train.precision=fp32", "sampler.steps=3"])
+    text = TEXT_ENCODER.build(run.text_encoder, cache=Path(run.cache))
+    pixels = AUTOENCODER.build(run.autoencoder, cache=Path(run.cache))
+    generator = Generator(loaded.model, run=run, device="cpu", text_encoder=text, autoencoder=pixels)
+    whole = picture(untrained)
+    for words, camera in (
+        (["camera.x=0.3"], Camera(x=0.3)), (["camera.y=0.3"], Camera(y=0.3)), (["camera.zoom=2"], Camera(zoom=2.0)),
+    ):  # fmt: skip
+        expected = (generator.images(["a"], size=(16, 16), seed=0, camera=camera)[0] + 1) * 127.5
+        found = picture(untrained, *words)
+        assert np.abs(found - expected.permute(1, 2, 0).numpy()).max() <= 1.0
+        assert np.abs(found - whole).max() > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["guidance=autoguidance"], "guidance.ckpt is missing"),
+        (["guidance=autoguidance", "guidance.ckpt=nowhere"], "guidance.ckpt=nowhere: no such folder"),
+        (["guidance=autoguidance", "guidance.ckpt=other"], "guidance.ckpt=other: its text_encoder.width is 16, this run's 12"),
+        (["guidance=autoguidance", "guidance.ckpt=other", "guidance.weights=ema_decay"], "was switched off"),
+    ],
+)
+def test_another_checkpoint_that_does_not_fit_is_refused_in_one_line(untrained, words, message, capsys):
+    written(Path("other"), "text_encoder.width=16")
+    assert draw(untrained, "prompt=a", *words) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1
+    assert message in err[0]

@@ -52,6 +52,14 @@ class Match(Enum):
     flops = "flops"
 
 
+class Resolution(Enum):
+    """How a time shift a follows the number n of image tokens: not at all, sqrt(n / base) (SD3), or e^mu (Flux; spec 11)."""
+
+    fixed = "fixed"
+    sqrt = "sqrt"
+    flux = "flux"
+
+
 class Resume(Enum):
     """What to do with a run folder that is there already."""
 

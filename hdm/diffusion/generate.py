@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hdm import rng
-from hdm.config.axes import GUIDANCE, OBJECTIVE, SAMPLER
+from hdm.config.axes import AXES, GUIDANCE, OBJECTIVE, SAMPLER
 from hdm.config.errors import ConfigError
 from hdm.config.schema import Precision, RunConfig
+from hdm.diffusion.guidance import Weak
 from hdm.model.backbone import Backbone, Condition, full_view
 
 _DECODE = 16  # images per decoder pass: a decoder's activations are hundreds of times larger than its latents
@@ -40,15 +41,44 @@ class Camera:
         return (position + position.new_tensor([self.y, self.x])) / self.zoom
 
 
-class Generator:
-    """Draws images with one model. An image is a function of (seed, index, caption, size): not of the batch that it is drawn in."""
+@dataclass(kw_only=True, slots=True)
+class Network:
+    """A trained network, in eval mode, and the run that trained it."""
 
-    def __init__(self, model: Backbone, *, run: RunConfig, text_encoder: Any, autoencoder: Any, device: torch.device | str) -> None:
-        self.model, self.run = model, run
+    model: Backbone
+    run: RunConfig
+
+    @property
+    def predictor(self) -> Backbone:
+        """The network as one that predicts velocities."""
+        predictor: Backbone = OBJECTIVE.build(self.run.objective).as_velocity(self.model)
+        return predictor
+
+
+class Generator:
+    """Draws images with one model. An image is a function of (seed, index, caption, size): not of the batch that it is drawn in.
+
+    `weak` is the network that guidance=autoguidance steers away from; it is on the device already. Raises ConfigError when it does
+    not see the same latents and text states.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        *,
+        run: RunConfig,
+        text_encoder: Any,
+        autoencoder: Any,
+        device: torch.device | str,
+        weak: Network | None = None,
+    ) -> None:
+        self.model, self.run, self.weak = model, run, weak
+        if weak is not None:
+            check_weak(run, weak.run)
         self.text_encoder, self.autoencoder = text_encoder, autoencoder
         self.device = torch.device(device)
         self.sampler, self.guidance = SAMPLER.build(run.sampler), GUIDANCE.build(run.guidance)
-        self.predictor: Backbone = OBJECTIVE.build(run.objective).as_velocity(model)
+        self.predictor = Network(model=model, run=run).predictor
 
     @torch.no_grad()
     def images(
@@ -78,8 +108,8 @@ class Generator:
             images: list[Tensor] = []
             for start in range(0, len(captions), self.run.sampling.batch_size):
                 rows = slice(start, start + self.run.sampling.batch_size)
-                condition, null = self._conditions(captions[rows], views[rows], grid, camera)
-                latents = self._latents(condition, null, keys=indices[rows], grid=grid, seed=seed, on_step=on_step)
+                batch = self._batch(captions[rows], views[rows], grid, camera)
+                latents = self._latents(batch, keys=indices[rows], grid=grid, seed=seed, on_step=on_step)
                 images += [self._decode(part) for part in torch.split(latents, _DECODE)]
         finally:
             self.model.train(was_training)
@@ -87,39 +117,51 @@ class Generator:
 
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of tokens of an image of `size` (H, W) pixels."""
-        side = self.run.autoencoder.factor * self.run.model.patch
+        patch, weak_patch = self.run.model.patch, self.weak.run.model.patch if self.weak else 1
+        side = self.run.autoencoder.factor * math.lcm(patch, weak_patch)
         if any(pixels < 1 or pixels % side for pixels in size):
             nearest = "x".join(str(max(1, round(pixels / side)) * side) for pixels in size)
+            both = "" if patch % weak_patch == 0 else f", {patch} and guidance.ckpt's {weak_patch}"
             raise ConfigError(
-                f"size={size[0]}x{size[1]}: height and width must be multiples of {side} (autoencoder.factor x model.patch);"
+                f"size={size[0]}x{size[1]}: height and width must be multiples of {side} (autoencoder.factor x model.patch{both});"
                 f" nearest: {nearest}"
             )
-        return size[0] // side, size[1] // side
+        return size[0] // (self.run.autoencoder.factor * patch), size[1] // (self.run.autoencoder.factor * patch)
 
-    def _conditions(
+    def _batch(
         self, captions: Sequence[str], views: Float[Tensor, "B 6"], grid: tuple[int, int], camera: Camera
-    ) -> tuple[Condition, Condition]:
+    ) -> tuple[Condition, Condition, Weak | None]:
+        """The conditions with the captions and without, and the other network with its own."""
         text, mask = self.text_encoder.encode(captions)
         empty, empty_mask = self.text_encoder.encode([""])
         views = views.to(self.device)
-        position = camera.move(self.model.position_map(views, grid))
         aspect = torch.log(views[:, 1] / views[:, 0])
         batch = len(captions)
-        condition = Condition(text=text, text_mask=mask, position=position, aspect=aspect)
-        null = Condition(text=empty.expand(batch, -1, -1), text_mask=empty_mask.expand(batch, -1), position=position, aspect=aspect)
-        return condition, null
+
+        def conditions(model: Backbone, grid: tuple[int, int]) -> tuple[Condition, Condition]:
+            where = {"position": camera.move(model.position_map(views, grid)), "aspect": aspect}
+            condition = Condition(text=text, text_mask=mask, **where)
+            return condition, Condition(text=empty.expand(batch, -1, -1), text_mask=empty_mask.expand(batch, -1), **where)
+
+        condition, null = conditions(self.model, grid)
+        if self.weak is None:
+            return condition, null, None
+        patch, weak_patch = self.run.model.patch, self.weak.run.model.patch
+        other, other_null = conditions(self.weak.model, (grid[0] * patch // weak_patch, grid[1] * patch // weak_patch))
+        return condition, null, Weak(model=self.weak.predictor, condition=other, null=other_null)
 
     def _latents(
         self,
-        condition: Condition,
-        null: Condition,
+        batch: tuple[Condition, Condition, Weak | None],
         *,
         keys: Sequence[int],
         grid: tuple[int, int],
         seed: int,
         on_step: Callable[[int], None] | None,
     ) -> Float[Tensor, "B C h w"]:
-        patch = self.run.model.patch
+        condition, null, weak = batch
+        patch, sampler = self.run.model.patch, self.sampler.at(grid[0] * grid[1])
+        guidance = self.guidance.along(sampler.times, weak=weak)
         shape = (self.run.autoencoder.channels, grid[0] * patch, grid[1] * patch)
         noise = torch.from_numpy(rng.normal(seed, "sample/noise", keys, shape)).to(self.device)
         route_noise = torch.from_numpy(rng.uniform(seed, "sample/route", keys, (grid[0] * grid[1],))).to(self.device)
@@ -127,7 +169,7 @@ class Generator:
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low):
-                v: Tensor = self.guidance.velocity(self.predictor, x, t, condition, null, route_noise=route_noise)
+                v: Tensor = guidance.velocity(self.predictor, x, t, condition, null, route_noise=route_noise)
             if on_step is not None:
                 on_step(x.shape[0])
             return v
@@ -135,9 +177,23 @@ class Generator:
         def fresh(step: int) -> Tensor:
             return torch.from_numpy(rng.normal(seed, f"sample/step/{step}", keys, shape)).to(self.device)
 
-        latents: Tensor = self.sampler.sample(velocity, noise, fresh=fresh)
+        latents: Tensor = sampler.sample(velocity, noise, fresh=fresh)
         return latents
 
     def _decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         pixels: Tensor = self.autoencoder.decode(latents)
         return pixels.float().clamp(-1.0, 1.0).cpu()
+
+
+def check_weak(run: RunConfig, weak: RunConfig) -> None:
+    """Raise ConfigError unless the network of guidance.ckpt sees the latents and the text states of this run."""
+    for axis, fields in (("autoencoder", ("channels", "factor", "path")), ("text_encoder", ("width", "path"))):
+        own, other = getattr(run, axis), getattr(weak, axis)
+        pairs: dict[str, tuple[Any, Any]] = {axis: (AXES[axis].of(own).name, AXES[axis].of(other).name)}
+        pairs |= {f"{axis}.{field}": (getattr(own, field, None), getattr(other, field, None)) for field in fields}
+        for key, (mine, theirs) in pairs.items():
+            if mine != theirs:
+                raise ConfigError(
+                    f"guidance.ckpt={run.guidance.ckpt}: its {key} is {theirs}, this run's {mine}; both networks must see the same"
+                    f" {'latents' if axis == 'autoencoder' else 'text states'}, name a run with {key}={mine}"
+                )

@@ -3,6 +3,7 @@
 Everything that they need is in the velocity: the image is x - t v, the noise x + (1 - t) v, and the score - (x + (1 - t) v) / t.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from torch import Tensor
 from hdm.config.axes import SAMPLER
 from hdm.config.errors import ConfigError
 from hdm.config.registry import option
-from hdm.diffusion.timestep import shift
+from hdm.config.schema import Resolution
+from hdm.diffusion.timestep import resolution_shift, shift
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """v(x, t): the state (B, C, H, W) and the timesteps (B,) to the velocity eps - x of the state's shape."""
@@ -35,6 +37,23 @@ class Sampler(ABC):
 
     evaluations: int
     """How often `sample` asks for the velocity."""
+
+    def __init__(self, config: "StepsConfig") -> None:
+        self.config = config
+        self.times = self.grid(config.time_shift)
+
+    def grid(self, time_shift: float) -> Float[Tensor, " times"]:
+        """The times under a time shift."""
+        return time_grid(self.config.steps, time_shift)
+
+    def at(self, tokens: int) -> "Sampler":
+        """This sampler on the grid for images of so many tokens."""
+        c = self.config
+        if c.resolution is Resolution.fixed:
+            return self
+        other = copy.copy(self)
+        other.times = self.grid(c.time_shift * resolution_shift(c.resolution, tokens, base_tokens=c.base_tokens))
+        return other
 
     @abstractmethod
     def sample(
@@ -66,6 +85,10 @@ class StepsConfig:
 
     steps: int = option(32, "steps")
     time_shift: float = option(1.0, "a of the time grid a t / (1 + (a - 1) t); 1 is uniform")
+    resolution: Resolution = option(
+        Resolution.fixed, "fixed: a is time_shift; sqrt: time_shift sqrt(tokens / base_tokens), as SD3; flux: time_shift e^mu"
+    )
+    base_tokens: int = option(256, "image tokens at which sqrt is 1")
 
     def check(self, run: Any) -> None:
         """Raise ConfigError for a grid that has no step or does not descend from 1 to 0."""
@@ -73,6 +96,8 @@ class StepsConfig:
             raise ConfigError(f"sampler.steps={self.steps}: must be 1 or more")
         if not self.time_shift > 0:
             raise ConfigError(f"sampler.time_shift={self.time_shift}: must be above 0; 1 is the uniform grid")
+        if self.base_tokens < 1:
+            raise ConfigError(f"sampler.base_tokens={self.base_tokens}: must be 1 or more")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -90,7 +115,7 @@ class Euler(Sampler):
     """First order: halving the step halves the error."""
 
     def __init__(self, config: EulerConfig) -> None:
-        self.times = time_grid(config.steps, config.time_shift)
+        super().__init__(config)
         self.evaluations = config.steps
 
     def sample(  # noqa: D102
@@ -117,7 +142,7 @@ class Heun(Sampler):
     """Second order: halving the step quarters the error."""
 
     def __init__(self, config: HeunConfig) -> None:
-        self.times = time_grid(config.steps, config.time_shift)
+        super().__init__(config)
         self.evaluations = 2 * config.steps - 1
 
     def sample(  # noqa: D102
@@ -149,7 +174,7 @@ class Dpmpp2m(Sampler):
     """Second order at one evaluation per step."""
 
     def __init__(self, config: Dpmpp2mConfig) -> None:
-        self.times = time_grid(config.steps, config.time_shift)
+        super().__init__(config)
         self.evaluations = config.steps
 
     def sample(  # noqa: D102
@@ -192,9 +217,14 @@ class EulerMaruyama(Sampler):
     """Weak order one; noise drawn anew at every step forgets the errors of the steps before."""
 
     def __init__(self, config: EulerMaruyamaConfig) -> None:
-        noisy = config.last + (1 - config.last) * time_grid(config.steps - 1, config.time_shift)
-        self.times = torch.cat([noisy, noisy.new_zeros(1)])
+        self.last = config.last
+        super().__init__(config)
         self.evaluations = config.steps
+
+    def grid(self, time_shift: float) -> Float[Tensor, " times"]:
+        """From 1 to `last`, then 0."""
+        noisy = self.last + (1 - self.last) * time_grid(self.config.steps - 1, time_shift)
+        return torch.cat([noisy, noisy.new_zeros(1)])
 
     def sample(  # noqa: D102
         self, velocity: Velocity, noise: Float[Tensor, "B C H W"], *, fresh: Fresh | None = None

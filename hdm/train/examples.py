@@ -39,7 +39,7 @@ class Examples:
         cache = Path(run.cache)
         self.text_encoder = TEXT_ENCODER.build(run.text_encoder, cache=cache, device=device)
         self.autoencoder = AUTOENCODER.build(run.autoencoder, cache=cache, device=device)
-        self.timestep = TIMESTEP.build(run.timestep)
+        self.timestep, self.batch_size = TIMESTEP.build(run.timestep), run.train.batch_size
         self.channels, self.factor, self.patch = run.autoencoder.channels, run.autoencoder.factor, run.model.patch
 
     @torch.no_grad()
@@ -51,7 +51,7 @@ class Examples:
             latents=self.latents(batch.pixels, self.to_device(rng.normal(self.seed, "posterior", batch.index, shape))),
             noise=self.to_device(rng.normal(self.seed, "noise", batch.index, shape)),
             timestep=self.timestep.from_uniform(
-                self.to_device(rng.uniform(self.seed, "timestep", batch.index)), tokens=rows * columns
+                self.to_device(self.timestep.quantiles(self.seed, batch.index, batch_size=self.batch_size)), tokens=rows * columns
             ),
             condition=self.condition(batch, batch.captions, model),
             route=Route(noise=self.to_device(rng.uniform(self.seed, "route", batch.index, (rows * columns,)))),

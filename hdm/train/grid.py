@@ -11,6 +11,7 @@ from hdm.diffusion.generate import Generator
 from hdm.model.backbone import Backbone
 from hdm.pictures import sheet
 from hdm.train.examples import Examples
+from hdm.train.weak import load_weak
 
 
 class SampleGrid:
@@ -22,7 +23,8 @@ class SampleGrid:
         batches = validation_batches(run, shards, samples=count, batch_size=count) if count else ()
         self.captions = [caption for batch in batches for caption in batch.captions]
         encoders = {"text_encoder": examples.text_encoder, "autoencoder": examples.autoencoder}
-        self.generator = Generator(model, run=run, device=examples.device, **encoders)
+        weak = load_weak(run, device=examples.device)
+        self.generator = Generator(model, run=run, device=examples.device, weak=weak, **encoders)
 
     def draw(self, folder: Path, samples: int) -> Path:
         """Write the grid of this moment as a PNG below run `folder`."""

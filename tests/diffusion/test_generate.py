@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from hdm.config.axes import AUTOENCODER, GUIDANCE, SAMPLER, TEXT_ENCODER
 from hdm.config.compose import compose
 from hdm.config.errors import ConfigError
-from hdm.diffusion.generate import Camera, Generator
+from hdm.diffusion.generate import Camera, Generator, Network
+from hdm.diffusion.timestep import shift
 from hdm.model import Architecture, Backbone, build
+from hdm.model.backbone import full_view
 
 RUN = [
     "model=nano", "model.dim=16", "model.mlp_dim=32", "model.heads=2", "model.head_dim=8", "model.depth=1", "model.patch=4",
@@ -24,7 +28,7 @@ class Painter(Backbone):
 
     def __init__(self, patch: int) -> None:
         nn.Module.__init__(self)
-        self.patch, self.modes = patch, []
+        self.patch, self.modes, self.times = patch, [], []
 
     def position_map(self, view, grid):
         _, _, top, left, height, width = view.T
@@ -35,6 +39,7 @@ class Painter(Backbone):
 
     def forward(self, x, timestep, condition, *, route=None):
         self.modes.append(self.training)
+        self.times.append(timestep[0].item())
         rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
         position = condition.position.unflatten(1, (rows, columns))
         aspect = condition.aspect[:, None, None].expand(-1, rows, columns)
@@ -43,14 +48,26 @@ class Painter(Backbone):
         return (x - picture) / timestep.view(-1, 1, 1, 1)
 
 
-def make(*overrides, model=None):
+def words(guidance):
+    """A guidance with its defaults; autoguidance has another network, which `make` provides."""
+    return [f"guidance={guidance}", *(["guidance.ckpt=elsewhere"] if guidance == "autoguidance" else [])]
+
+
+def narrower():
+    """Another network, of half the width and on patches of its own."""
+    chosen = ["model.dim=8", "model.heads=1", "model.patch=2", "position=bbox"]
+    return Network(model=trained(*chosen), run=compose([*RUN, *chosen]))
+
+
+def make(*overrides, model=None, weak=None):
     run = compose([*RUN, *overrides])
+    weak = narrower() if weak is None and hasattr(run.guidance, "ckpt") else weak
     encoders = {
         "text_encoder": TEXT_ENCODER.build(run.text_encoder, cache=Path("cache"), device="cpu"),
         "autoencoder": AUTOENCODER.build(run.autoencoder, cache=Path("cache"), device="cpu"),
     }
     model = model or Painter(run.model.patch)
-    return Generator(model, run=run, device="cpu", **encoders)
+    return Generator(model, run=run, device="cpu", weak=weak, **encoders)
 
 
 def trained(*overrides):
@@ -98,16 +115,13 @@ def test_pixels_stay_in_range():
     assert image[0, 0].max() == 1.0
 
 
-GUIDANCES = [f"guidance={name}" for name in GUIDANCE.names()]
+GUIDANCES = [words(name) for name in GUIDANCE.names()]
 SAMPLERS = [f"sampler={name}" for name in SAMPLER.names()]
 
 
-@pytest.mark.parametrize(
-    "chosen", [*([g] for g in GUIDANCES), *(["guidance=cfg", s] for s in SAMPLERS)], ids=lambda chosen: "-".join(chosen)
-)
+@pytest.mark.parametrize("chosen", [*GUIDANCES, *(["guidance=cfg", s] for s in SAMPLERS)], ids=lambda chosen: "-".join(chosen))
 def test_an_image_does_not_depend_on_its_batch(chosen):
-    *chosen, last = chosen
-    guidance = [*chosen, last, "sampler.steps=3"]
+    guidance = [*chosen, "sampler.steps=3"]
     model = trained(*guidance)
     captions = ["red square", "a much longer caption of six words", "blue", "green circle, small"]
     together = make(*guidance, model=model).images(captions, size=(16, 24), seed=3)
@@ -167,13 +181,13 @@ class Canvas(Painter):
         return x - timestep.view(-1, 1, 1, 1) * super().forward(x, timestep, condition, route=route)
 
 
-@pytest.mark.parametrize("guidance", [*GUIDANCES, "guidance.scale=1"])
+@pytest.mark.parametrize("guidance", [*GUIDANCES, ["guidance.scale=1"]], ids=" ".join)
 def test_a_network_that_predicts_images_draws_them(guidance):
     """All steps begin above t_min, so both networks say the same and every guidance sees velocities."""
-    expected = make(guidance, model=Painter(4)).images(["a", "b"], size=(8, 16), seed=0)
-    drawn = make(guidance, "objective=x_prediction", model=Canvas(4)).images(["a", "b"], size=(8, 16), seed=0)
+    expected = make(*guidance, model=Painter(4)).images(["a", "b"], size=(8, 16), seed=0)
+    drawn = make(*guidance, "objective=x_prediction", model=Canvas(4)).images(["a", "b"], size=(8, 16), seed=0)
     torch.testing.assert_close(drawn, expected, rtol=0, atol=2e-6)
-    misread = make(guidance, model=Canvas(4)).images(["a", "b"], size=(8, 16), seed=0)
+    misread = make(*guidance, model=Canvas(4)).images(["a", "b"], size=(8, 16), seed=0)
     assert (misread - expected).abs().max() > 0.1
 
 
@@ -195,3 +209,83 @@ def test_a_size_that_patches_do_not_tile_is_refused_with_the_nearest():
 def test_impossible_cameras_are_refused(bad):
     with pytest.raises(ConfigError, match="camera"):
         Camera(**bad)
+
+
+@pytest.mark.parametrize("objective", ["velocity", "x_prediction"])
+def test_autoguidance_reads_the_other_network_on_its_own_patches_and_objective(objective):
+    """Both flow straight to a picture, and so does weak + w (strong - weak): to that mixture of the two."""
+    run = compose([*RUN, "model.patch=8", f"objective={objective}"])
+    weak = Network(model={"velocity": Painter, "x_prediction": Canvas}[objective](8), run=run)
+    chosen = [*words("autoguidance"), "guidance.scale=1.5"]
+    image = make(*chosen, weak=weak).images(["a"], size=(16, 32), seed=0, camera=Camera(x=0.1))[0]
+    strong = make("guidance=none").images(["a"], size=(16, 32), seed=0, camera=Camera(x=0.1))[0]
+    coarse = make("guidance=none", "model.patch=8", model=Painter(8)).images(["a"], size=(16, 32), seed=0, camera=Camera(x=0.1))[0]
+    assert (strong - coarse).abs().max() > 0.03
+    torch.testing.assert_close(image, coarse + 1.5 * (strong - coarse), rtol=0, atol=2e-6)
+
+
+def test_a_size_must_suit_the_patches_of_both_networks():
+    weak = Network(model=Painter(8), run=compose([*RUN, "model.patch=8"]))
+    with pytest.raises(
+        ConfigError, match=r"size=16x20: .* multiples of 8 .*model.patch, 4 and guidance.ckpt's 8\); nearest: 16x16"
+    ):
+        make(*words("autoguidance"), weak=weak).images(["a"], size=(16, 20), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            "text_encoder.width=8",
+            "its text_encoder.width is 8, this run's 12; .* same text states, name a run with text_encoder.width=12",
+        ),
+        ("text_encoder=minilm", "its text_encoder is minilm, this run's hash"),
+        ("autoencoder=kl", "its autoencoder is kl, this run's pixel; both networks must see the same latents"),
+    ],
+)
+def test_a_network_that_sees_other_inputs_is_refused(other, message):
+    base = [word for word in RUN if not word.startswith("text_encoder.width" if other == "text_encoder=minilm" else "none")]
+    weak = Network(model=Painter(4), run=compose([*base, other, "crop.size=32"]))
+    with pytest.raises(ConfigError, match=f"guidance.ckpt=elsewhere: {message}"):
+        make(*words("autoguidance"), weak=weak)
+
+
+@pytest.mark.parametrize(("resolution", "a"), [("fixed", 2.0), ("sqrt", 2.0 * math.sqrt(8 / 2)), ("flux", 2.0 * 1.58095)])
+def test_the_sampler_steps_on_the_grid_for_the_image_at_hand(resolution, a):
+    """8 tokens; base_tokens=2. Flux at 8 tokens: e^(0.5 - 0.65 * 248 / 3840) = 1.58095."""
+    painter = Painter(4)
+    grid = [f"sampler.resolution={resolution}", "sampler.time_shift=2", "sampler.base_tokens=2", "sampler.steps=4", "guidance=none"]
+    make(*grid, model=painter).images(["a"], size=(8, 16), seed=0)
+    expected = shift(torch.tensor([1.0, 0.75, 0.5, 0.25]), a)
+    torch.testing.assert_close(torch.tensor(painter.times), expected, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize(("sampler", "evaluations"), [("euler", 23), ("heun", 2 * 23 - 1 + 1), ("dpmpp_2m", 23)])
+@pytest.mark.parametrize("time_shift", [0.3, 1.0, 3.0])
+def test_cfg_zero_star_counts_steps_on_every_grid(sampler, evaluations, time_shift):
+    """8 % of 25 steps are 2; the second of Heun's two evaluations of step 2 is at the time of step 3, which counts."""
+    painter = Painter(4)
+    chosen = ["guidance=cfg_zero_star", "guidance.zero=0.08", f"sampler={sampler}", "sampler.steps=25"]
+    make(*chosen, f"sampler.time_shift={time_shift}", model=painter).images(["a"], size=(8, 16), seed=0)
+    assert len(painter.times) == evaluations
+
+
+POSITIONS = {name: build(Architecture.of(compose([*RUN, f"position={name}"])), seed=None) for name in ("rect1", "bbox")}
+small = st.integers(min_value=-20, max_value=20)
+
+
+@settings(max_examples=40, deadline=None)
+@given(name=st.sampled_from(sorted(POSITIONS)), right=small, down=small, zoom=st.sampled_from([1.0, 2.0, 3.0, 4.0]))
+def test_a_camera_sees_what_the_crop_there_saw_in_training(name, right, down, zoom):
+    """Moved by whole pixels and closer by a whole factor, the map is that of the box which lies there in a 32 x 32 image.
+
+    The box has its middle at 16 + right (columns, to the right) and 16 + down (rows, downwards), and a side of 32 / zoom.
+    """
+    network, grid = POSITIONS[name], (4, 4)
+    whole = network.position_map(full_view(32, 32), grid)
+    unit = (whole[0, 1, 1] - whole[0, 0, 1]).item() / 8  # of the map, for one pixel; patches are 8 pixels here
+    assert unit > 0
+    camera = Camera(x=right * unit * zoom, y=down * unit * zoom, zoom=zoom)
+    side = 32 / zoom
+    box = torch.tensor([[32.0, 32.0, 16 + down - side / 2, 16 + right - side / 2, side, side]])
+    torch.testing.assert_close(camera.move(whole), network.position_map(box, grid), rtol=0, atol=1e-5)

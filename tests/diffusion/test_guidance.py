@@ -2,12 +2,17 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from hdm.config.axes import GUIDANCE
 from hdm.config.compose import compose
 from hdm.config.errors import ConfigError
 from hdm.diffusion.guidance import (
+    Autoguidance,
+    AutoguidanceConfig,
+    Captions,
     Cfg,
     CfgConfig,
     CfgZeroStar,
@@ -16,12 +21,16 @@ from hdm.diffusion.guidance import (
     IntervalConfig,
     NoGuidance,
     NoGuidanceConfig,
+    PathDrop,
+    PathDropConfig,
     Routed,
     RoutedConfig,
-    projection,
-    stack,
+    Weak,
 )
-from hdm.model.backbone import Backbone, Condition
+from hdm.diffusion.passes import projection, stack
+from hdm.diffusion.sampler import time_grid
+from hdm.model import Architecture, build
+from hdm.model.backbone import Backbone, Condition, Route, full_view
 
 
 class Readable(Backbone):
@@ -227,3 +236,125 @@ def test_what_is_parallel_is_not_guided():
 def test_impossible_intervals_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         compose(overrides)
+
+
+ROUTE_NOISE = torch.rand(3, 4, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("captions", list(Captions))
+def test_treads_sampler(captions):
+    """v2 + w (v1 - v2), v1 routed at 0.3 and v2 at 0.7, w 1.5; `neither` is the released code, where both drop the class."""
+    model, (condition, null) = Readable(), conditions()
+    config = RoutedConfig(scale=1.5, rate_cond=0.3, rate_uncond=0.7, captions=captions)
+    result = Routed(config).velocity(model, X, T, condition, null, route_noise=ROUTE_NOISE)
+    first, second = {
+        Captions.strong: (condition, null), Captions.both: (condition, condition), Captions.neither: (null, null)
+    }[captions]  # fmt: skip
+    v1, v2 = (
+        model(X, T, first, route=Route(noise=ROUTE_NOISE, rate=0.3)),
+        model(X, T, second, route=Route(noise=ROUTE_NOISE, rate=0.7)),
+    )
+    torch.testing.assert_close(result, v2 + 1.5 * (v1 - v2))
+
+
+def test_path_drop_moves_away_from_the_empty_caption_without_the_middle():
+    model, (condition, null) = Readable(), conditions()
+    result = PathDrop(PathDropConfig(scale=2.5)).velocity(model, X, T, condition, null, route_noise=ROUTE_NOISE)
+    (_, strong), (_, weak) = model.calls
+    assert strong is None
+    assert weak.rate == 1.0
+    c, u = model(X, T, condition), model(X, T, null) - 10
+    torch.testing.assert_close(result, u + 2.5 * (c - u))
+    with pytest.raises(
+        ConfigError, match=r"^guidance=path_drop: needs .*, which routing=none takes .*; use routing=tread, or guidance="
+    ):
+        compose(["guidance=path_drop", "routing=none"])
+
+
+class Halved(Readable):
+    """Another network: half of the velocity of the first."""
+
+    def forward(self, x, timestep, condition, *, route=None):
+        return 0.5 * super().forward(x, timestep, condition, route=route)
+
+
+def other_network():
+    condition, null = conditions(lengths=(4, 3))
+    return Weak(model=Halved(), condition=condition, null=null)
+
+
+@pytest.mark.parametrize("captions", list(Captions))
+def test_autoguidance_moves_away_from_the_other_network(captions):
+    """EDM2: D0 + w (D1 - D0), D1 the network and D0 the other, both with the caption unless asked otherwise."""
+    model, weak, (condition, null) = Readable(), other_network(), conditions()
+    guidance = Autoguidance(AutoguidanceConfig(ckpt="x", scale=2.1, captions=captions))
+    result = guidance.along(time_grid(4, 1.0), weak=weak).velocity(model, X, T, condition, null, route_noise=None)
+    d1 = model(X, T, null if captions is Captions.neither else condition)
+    d0 = weak.model(X, T, weak.condition if captions is Captions.both else weak.null)
+    torch.testing.assert_close(result, d0 + 2.1 * (d1 - d0))
+    with pytest.raises(ValueError, match="needs the weaker network"):
+        guidance.velocity(model, X, T, condition, null, route_noise=None)
+
+
+def test_autoguidance_at_scale_one_does_not_ask_the_other_network():
+    model, weak, (condition, null) = Readable(), other_network(), conditions()
+    guidance = Autoguidance(AutoguidanceConfig(ckpt="x", scale=1.0)).along(time_grid(4, 1.0), weak=weak)
+    assert torch.equal(guidance.velocity(model, X, T, condition, null, route_noise=None), both()[0])
+    assert weak.model.calls == []
+
+
+def test_autoguidance_without_a_checkpoint_is_refused():
+    with pytest.raises(ConfigError, match=r"guidance=autoguidance: guidance.ckpt is missing; name .* or use guidance=cfg"):
+        compose(["guidance=autoguidance"])
+
+
+@pytest.mark.parametrize(("steps", "zeroed"), [(1, 0), (3, 1), (20, 1), (25, 1), (26, 2), (100, 4)])
+@pytest.mark.parametrize("time_shift", [0.2, 1.0, 3.0])
+def test_cfg_zero_star_zeroes_four_percent_of_the_steps_of_any_grid(steps, zeroed, time_shift):
+    times = time_grid(steps, time_shift)
+    guidance = CfgZeroStar(CfgZeroStarConfig()).along(times)
+    found = [bool((guided(guidance, torch.full((3,), t)) == 0).all()) for t in times[:-1].tolist()]
+    assert found == [True] * zeroed + [False] * (steps - zeroed)
+    nothing = CfgZeroStar(CfgZeroStarConfig(zero=0.0)).along(times)
+    assert bool((guided(nothing, torch.ones(3)) != 0).any())
+
+
+REAL = build(
+    Architecture.of(
+        compose(["model=nano", "model.dim=16", "model.mlp_dim=32", "model.heads=2", "model.head_dim=8", "model.depth=1"])
+    ),
+    seed=0,
+)
+with torch.no_grad():
+    for parameter in REAL.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+REAL.eval()
+PLAIN_AT_ONE = ["none", "cfg", "interval", "cfg_zero_star", "routed", "path_drop", "autoguidance"]
+
+
+def test_no_guidance_is_left_out_of_the_law():
+    assert set(GUIDANCE.names()) == set(PLAIN_AT_ONE)
+
+
+@settings(max_examples=25, deadline=None)
+@given(name=st.sampled_from(PLAIN_AT_ONE), draw=st.integers(0, 2**32), batch=st.integers(1, 3), text=st.integers(1, 4))
+def test_invariant_6_scale_one_is_the_conditional_pass_to_the_bit(name, draw, batch, text):
+    """Spec 14 (6), with a real network, any state, time and caption (and CFG-Zero* behind its start)."""
+    g = torch.Generator().manual_seed(draw)
+    width, channels = REAL.architecture.context_dim, REAL.architecture.in_channels
+    where = {"position": REAL.position_map(full_view(8, 8, batch), (2, 2)), "aspect": torch.randn(batch, generator=g)}
+    condition = Condition(text=torch.randn(batch, text, width, generator=g), **where)
+    null = Condition(text=torch.randn(batch, 1, width, generator=g), **where)
+    x, t = 3 * torch.randn(batch, channels, 4, 4, generator=g), 0.9 * torch.rand(batch, generator=g)
+    config = GUIDANCE.get(name).config()
+    if name != "none":
+        config.scale = 1.0
+    guidance = GUIDANCE.build(config).along(time_grid(25, 1.0), weak=Weak(model=REAL, condition=null, null=null))
+    noise = torch.rand(batch, 4, generator=g)
+    with torch.no_grad():
+        assert torch.equal(guidance.velocity(REAL, x, t, condition, null, route_noise=noise), REAL(x, t, condition))
+        if name != "none":
+            config.scale = 2.0  # the law can fail
+            moved = GUIDANCE.build(config).along(time_grid(25, 1.0), weak=Weak(model=REAL, condition=null, null=null))
+            if name != "interval" or bool((t <= 0.7).all()):
+                assert not torch.equal(moved.velocity(REAL, x, t, condition, null, route_noise=noise), REAL(x, t, condition))

@@ -12,7 +12,7 @@ from hdm.config.errors import ConfigError
 from hdm.diffusion.objective import ContrastiveConfig, CosineConfig, Space, VelocityConfig, XPredictionConfig
 from hdm.diffusion.sampler import Heun, HeunConfig
 from hdm.model import Architecture, build
-from hdm.model.backbone import Backbone, Condition, Route, full_view
+from hdm.model.backbone import Backbone, Condition, Route, Tap, full_view
 
 SHAPE = (3, 2, 4, 4)
 
@@ -232,3 +232,45 @@ def test_gradients_of_every_objective_reach_every_parameter(name):
 def test_impossible_objectives_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         compose(overrides)
+
+
+class Tapped(Scaled):
+    """Fills a tap with its input's first channel."""
+
+    def forward(self, x, timestep, condition, *, route=None, tap=None):
+        if tap is not None:
+            tap.tokens = tap.depth * x[:, :1].flatten(1)[..., None]
+        return super().forward(x, timestep, condition, route=route)
+
+
+@pytest.mark.parametrize("name", OBJECTIVE.names())
+def test_the_target_is_where_the_loss_is_least_and_taps_reach_the_network(name):
+    """A network that answers the target has no error; objectives whose loss is an error have no loss. A tap changes no loss."""
+    x, eps, _, condition = draws()
+    t = torch.tensor([0.2, 0.5, 0.9])
+    objective = OBJECTIVE.build(OBJECTIVE.get(name).config())
+    target = objective.target(x, eps)
+    assert torch.equal(target, x if name == "x_prediction" else eps - x)
+    if name != "contrastive":
+        loss = objective.compare(target, x, noise=eps, timestep=t)
+        torch.testing.assert_close(loss, torch.zeros(3), rtol=0, atol=1e-6)
+    given = {"noise": eps, "timestep": t, "condition": condition, "route": None}
+    tap = Tap(depth=2)
+    assert torch.equal(objective.loss(Tapped(0.5, 0.1), x, tap=tap, **given), objective.loss(Scaled(0.5, 0.1), x, **given))
+    x_t = (1 - t).view(-1, 1, 1, 1) * x + t.view(-1, 1, 1, 1) * eps
+    torch.testing.assert_close(tap.tokens, 2 * x_t[:, 0].flatten(1)[..., None])
+    wrapped = Tap(depth=3)
+    objective.as_velocity(Tapped(0.5, 0.1))(x_t, t, condition, tap=wrapped)
+    torch.testing.assert_close(wrapped.tokens, 1.5 * tap.tokens)
+
+
+def test_jits_loss_in_its_own_time():
+    """JiT: z = t x + (1 - t) e, v = (x - z) / max(1 - t, 0.05) of the image and of the prediction, mean squared difference."""
+    x, eps, t, _ = draws()
+    found = losses(XPredictionConfig(), Scaled(0.5, -0.2))
+    predicted, image, noise, ours = answer(x, eps, t), x.double().numpy(), eps.double().numpy(), t.double().numpy()
+    for b in range(3):
+        s = 1 - ours[b]
+        z = s * image[b] + (1 - s) * noise[b]
+        v, v_predicted = ((y - z) / max(1 - s, 0.05) for y in (image[b], predicted[b]))
+        np.testing.assert_allclose(found[b].item(), np.mean((v_predicted - v) ** 2), rtol=1e-5)

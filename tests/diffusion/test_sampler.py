@@ -6,11 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from hdm import rng
 from hdm.config.axes import SAMPLER
 from hdm.config.errors import ConfigError
+from hdm.config.schema import Resolution
 from hdm.diffusion.sampler import (
     Dpmpp2m,
     Dpmpp2mConfig,
@@ -233,6 +236,7 @@ def test_time_grid():
         (EulerConfig(time_shift=0.0), "sampler.time_shift=0.0"),
         (HeunConfig(steps=-1), "sampler.steps=-1"),
         (Dpmpp2mConfig(time_shift=-3.0), "sampler.time_shift=-3.0"),
+        (EulerConfig(base_tokens=0), "sampler.base_tokens=0"),
         (EulerMaruyamaConfig(last=0.0), "sampler.last=0.0: must lie between 0 and 1"),
         (EulerMaruyamaConfig(last=1.0), "sampler.last=1.0: must lie between 0 and 1"),
         (EulerMaruyamaConfig(steps=0), "sampler.steps=0"),
@@ -241,3 +245,21 @@ def test_time_grid():
 def test_impossible_settings_are_named(config, key):
     with pytest.raises(ConfigError, match=key):
         config.check(None)
+
+
+@given(name=st.sampled_from(NAMES), steps=st.integers(1, 40), tokens=st.integers(1, 5000))
+def test_invariant_7_time_shift_one_is_the_uniform_grid(name, steps, tokens):
+    """Spec 14 (7), to the bit; and no image changes a grid that does not follow the resolution, nor one of base_tokens."""
+    assert torch.equal(time_grid(steps, 1.0), torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+    solver = sampler(name, steps=steps)
+    assert solver.at(tokens) is solver
+    same = sampler(name, steps=steps, resolution=Resolution.sqrt, base_tokens=tokens).at(tokens)
+    assert torch.equal(same.times, solver.times)
+
+
+@given(name=st.sampled_from(NAMES), a=st.floats(0.1, 10), side=st.integers(1, 64))
+def test_the_resolution_multiplies_the_time_shift(name, a, side):
+    """Shifts compose: time_shift a at base_tokens is a times the ratio of the sides elsewhere."""
+    follows = sampler(name, steps=7, time_shift=a, resolution=Resolution.sqrt, base_tokens=64).at(side**2)
+    torch.testing.assert_close(follows.times, sampler(name, steps=7, time_shift=a * side / 8).times, rtol=1e-12, atol=1e-15)
+    assert bool((follows.times.diff() < 0).all())

@@ -46,7 +46,8 @@ def test_numbers_and_protocol_are_written_and_recorded(trained):
     protocol = report["protocol"]
     assert protocol["samples"] == 20
     assert protocol["size"] == "16x16"
-    assert protocol["sampler"] == {"name": "euler", "steps": 2, "time_shift": 1.0}
+    grid = {"time_shift": 1.0, "resolution": "fixed", "base_tokens": 256}
+    assert protocol["sampler"] == {"name": "euler", "steps": 2, **grid}
     assert protocol["guidance"] == {"name": "cfg", "scale": 3.0}
     assert protocol["extractor"]["name"] == "efficientnet"
     assert len(protocol["extractor"]["weights"]) == 64
@@ -102,6 +103,16 @@ def test_another_protocol_or_checkpoint_gets_names_of_its_own(trained):
     assert f"fid.{first}.000000000.json" in reports
     assert f"kid/efficientnet.{first}.000000000" in metrics(trained)
     assert len(metrics(trained).keys() & {f"fid/efficientnet.{d}" for d in digests if d != first}) == 2
+
+
+def test_images_are_guided_by_another_checkpoint_and_drawn_again_when_it_changes(trained):
+    weak = trained / "checkpoints" / "samples-000000000"
+    overrides = ["guidance=autoguidance", f"guidance.ckpt={weak}", "guidance.scale=3"]
+    evaluate(trained, ["fid"], overrides=overrides)
+    (report,) = [json.loads(path.read_text()) for path in (trained / "eval").glob("fid.*.json")]
+    assert len(report["protocol"]["guidance"]["ckpt"]) == 16
+    evaluate(trained, ["fid"], overrides=[*overrides, f"guidance.ckpt={trained}"])
+    assert len(list((trained / "eval").glob("*/samples-*.safetensors"))) == 2
 
 
 def test_a_copied_checkpoint_can_be_evaluated(trained, tmp_path):

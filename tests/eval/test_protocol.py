@@ -49,7 +49,15 @@ def test_what_does_not_move_a_number_and_what_is_compared_between_arms_leave_it(
 def test_it_is_plain_data():
     protocol = sampling_protocol(compose(["experiment=openmoji_nano", "guidance=routed"]), **FACTS)
     assert json.loads(json.dumps(protocol)) == protocol
-    assert protocol["guidance"] == {"name": "routed", "scale": 3.0, "rate_cond": 0.0, "rate_uncond": 0.5}
+    assert protocol["guidance"] == {"name": "routed", "scale": 3.0, "rate_cond": 0.0, "rate_uncond": 0.5, "captions": "strong"}
+
+
+def test_another_network_counts_by_its_weights_not_by_its_folder():
+    of_folder = {f: ["guidance=autoguidance", f"guidance.ckpt={f}"] for f in ("a", "b")}
+    assert of(*of_folder["a"], weak="1234") == of(*of_folder["b"], weak="1234")
+    assert of(*of_folder["a"], weak="1234") != of(*of_folder["a"], weak="5678")
+    protocol = sampling_protocol(compose(["experiment=openmoji_nano", *of_folder["a"]]), **FACTS, weak="1234")
+    assert protocol["guidance"] == {"name": "autoguidance", "ckpt": "1234", "weights": "ema", "scale": 2.1, "captions": "both"}
 
 
 def test_versions_leave_the_build_out():

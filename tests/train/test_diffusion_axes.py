@@ -43,3 +43,22 @@ def test_the_shifted_law_follows_the_tokens_of_the_batch(nano):
     rows, columns = Examples(run, torch.device("cpu")).grid(batch.pixels)
     assert rows * columns == 16
     torch.testing.assert_close(shifted, 4 * t / (1 + 3 * t))
+
+
+def test_stratified_timesteps_reach_every_part_of_the_law_in_a_step(nano):
+    """Two micro-batches of one step: eight samples in the eight parts of the uniform law."""
+    run = nano("timestep=uniform", "timestep.stratified=true", "train.batch_size=8", "train.accumulation=2")
+    shards = DATA.build(run.data).open(Path(run.datasets), "train")
+    batches = training_batches(run, shards, start=8, batch_size=4)
+    model, examples = build(Architecture.of(run), seed=0), Examples(run, torch.device("cpu"))
+    t = torch.cat([examples.draw(next(batches), model).timestep for _ in range(2)])
+    assert sorted((8 * t).int().tolist()) == list(range(8))
+
+
+def test_a_run_draws_its_grid_with_another_run_as_guide(nano, listener, tmp_path):
+    small = ["budget.steps=2", "train.batch_size=8", "sampling.grid=2", "sampler.steps=3"]
+    train(nano(*small), tmp_path / "weak", listener)
+    guided = nano(*small, "guidance=autoguidance", f"guidance.ckpt={tmp_path / 'weak'}", "name=strong")
+    before = len(listener.images)
+    assert train(guided, tmp_path / "strong", listener).status == "finished"
+    assert len(listener.images) > before
