@@ -1,12 +1,18 @@
 """List what can be ablated.
 
-usage: python -m hdm.variants [AXIS|EXPERIMENT-KEY ...] [--names] [plugins=[my_lab.merges]]
+usage: python -m hdm.variants [AXIS|EXPERIMENT-KEY ...] [--names] [--refused | --markdown | --readme | --write | --check]
+                              [plugins=[my_lab.merges]]
 
   python -m hdm.variants                every axis with its variants
   python -m hdm.variants merge          the variants of one axis: fields, defaults, meaning, which experiments use them
   python -m hdm.variants merge --names  one bare name a line, for scripts
   python -m hdm.variants experiments    the experiments and what each sets
   python -m hdm.variants keys           every other key of the configuration, with defaults
+  python -m hdm.variants --refused      every pair of variants that is refused, why, and what to use instead
+  python -m hdm.variants --markdown     all of it as one page, with parameters and FLOPs of every variant at model=base
+  python -m hdm.variants --readme       the table of axes as it stands in README.md
+  python -m hdm.variants --write        write docs/variants.md, and the table into README.md where that marks a place for it
+  python -m hdm.variants --check        fail when these files are not what the registry says
 """
 
 import dataclasses
@@ -29,10 +35,14 @@ def command(arguments: list[str]) -> None:
     from hdm.config.errors import ConfigError, suggest
 
     names_only = cli.take_flag(arguments, "--names")
+    asked = [page for page in ("--refused", "--markdown", "--readme", "--write", "--check") if cli.take_flag(arguments, page)]
     plugins = [a for a in arguments if a.startswith("plugins=")]
     topics = [a for a in arguments if a not in plugins]
     compose.load_plugins(plugins)
     axes = discover()
+    if asked:
+        _generated(asked)
+        return
     pages = {"experiments": _experiments, "keys": _keys}
     for topic in topics:
         if topic not in axes and topic not in pages:
@@ -52,6 +62,20 @@ def command(arguments: list[str]) -> None:
             _axis(axes[topic])
 
 
+def _generated(asked: list[str]) -> None:
+    """What is made from the whole registry."""
+    from hdm import catalogue
+
+    for text, make in {"--refused": catalogue.refused_table, "--markdown": catalogue.page, "--readme": catalogue.overview}.items():
+        if text in asked:
+            print(make(), end="")
+    if "--write" in asked:
+        for path in catalogue.write():
+            print(f"wrote {path}")
+    if "--check" in asked:
+        catalogue.check()
+
+
 def _overview(axes: dict[str, Axis[Any]]) -> None:
     from rich import box
     from rich.table import Table
@@ -67,9 +91,10 @@ def _overview(axes: dict[str, Axis[Any]]) -> None:
 
 
 def _axis(axis: Axis[Any]) -> None:
+    from hdm import catalogue
     from hdm.config.compose import experiment_lines, experiment_names
 
-    users = {name: experiment_lines(name).get(axis.name, axis.default) for name in experiment_names()}
+    users = {name: experiment_lines(name, implied=True).get(axis.name, axis.default) for name in experiment_names()}
     console = _console()
     console.print(f"[bold]{axis.name}[/]: {axis.doc}\n")
     for variant in axis.variants.values():
@@ -77,6 +102,8 @@ def _axis(axis: Axis[Any]) -> None:
         console.print(f"[bold]{axis.name}={variant.name}[/]{default}")
         _paragraph(variant.doc)
         _print_fields(_fields(variant.config, prefix=f"{axis.name}."))
+        for line in catalogue.relations(variant):
+            _paragraph(line.replace("`", ""))
         used = [name for name, choice in users.items() if choice == variant.name]
         _paragraph(f"in {variant.module}; experiments: {', '.join(used) or 'none'}", style="dim")
         console.print()
