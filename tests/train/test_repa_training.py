@@ -45,7 +45,7 @@ def test_killed_and_resumed_to_the_bit(shards, tmp_path):
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
-        "from test_alignment import Killer, run_of, train\n"
+        "from test_repa_training import Killer, run_of, train\n"
         f"train(run_of(*{common!r}), Path('run'), Killer())"
     )
     root = str(Path(__file__).parents[2])
