@@ -18,7 +18,7 @@ from hdm.config.axes import ADALN, BACKBONE, ENCODING, MERGE, NORM, POSITION, TE
 from hdm.config.registry import option
 from hdm.config.schema import BackboneConfig, Final, ModelConfig, RunConfig
 from hdm.model.attention import FullConfig, Layout
-from hdm.model.backbone import Architecture, Condition, Route, Tap
+from hdm.model.backbone import Architecture, Condition, Route, Tap, Unlearned
 from hdm.model.block import Block, Place
 from hdm.model.embed import AspectEmbed, PatchEmbed, PatchOutput, TimeEmbed
 from hdm.model.init import Init, zeros
@@ -205,6 +205,10 @@ class HDiT(Trunk):
     def level(self, number: int) -> Level:
         """One of the levels, the outermost first."""
         return cast(Level, self.levels[number])
+
+    def unlearned(self, route: Route | None, size: tuple[int, int]) -> Unlearned | None:
+        """See Backbone: nothing is removed."""
+        return None
 
     def tap_width(self, depth: int) -> int:
         """See Backbone."""
