@@ -64,18 +64,14 @@ class RepaConfig:
     def default(self, run: RunConfig) -> int:
         """8 of REPA's 24 or 28 blocks (spec 8); in a U an encoder block, the one that ends the first half of the encoder."""
         m = run.model
-        if self.plain_blocks(run) is None:
+        if not hasattr(run.backbone, "count"):
             return m.pre_depth + math.ceil(m.depth * m.enc_blocks / 2)
         return min(8, math.ceil(self.blocks(run) / 3))
 
     def blocks(self, run: RunConfig) -> int:
-        """How many blocks the backbone has: as many as XUT at these sizes, unless its config says another number."""
-        return self.plain_blocks(run) or run.model.blocks
-
-    @staticmethod
-    def plain_blocks(run: RunConfig) -> int | None:
-        """The number of blocks of a backbone that is one stack (its config has `blocks`); 0: as many as XUT; None: it is a U."""
-        return (run.backbone.blocks or 0) if hasattr(run.backbone, "blocks") else None
+        """How many blocks the backbone has: what its config counts, or as many as XUT at these sizes."""
+        count: int = run.backbone.count(run.model) if hasattr(run.backbone, "count") else run.model.blocks
+        return count
 
 
 class Alignment(nn.Module):

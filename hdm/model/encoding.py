@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hdm.config.axes import ENCODING
 from hdm.config.registry import option
 from hdm.config.schema import ModelConfig, RunConfig
+from hdm.config.traits import declared
 from hdm.model.angles import lang, sincos_table, token_numbers, turn
 from hdm.model.init import Init, normal, uniform, values
 
@@ -123,6 +124,11 @@ class FluxRopeConfig(TokenUnitConfig):
         TokenUnitConfig.check(self, run)
         require(self.theta > 0, f"encoding.theta={self.theta}: must be above 0")
         require(
+            self.text is TextPosition.nope or "text_sequence" not in declared(type(run.text_fusion), "takes"),
+            f"encoding.text={self.text.name}: numbers text tokens, and no text token is in the sequence; use encoding.text=nope, or"
+            " text_fusion=concat",
+        )
+        require(
             run.model.head_dim % 4 == 0 and run.model.head_dim >= 8,
             f"model.head_dim={run.model.head_dim}: encoding=flux_rope needs a multiple of 4, 8 or above",
         )
@@ -155,6 +161,11 @@ class LearnedAbsConfig:
         require(self.base > 0, f"encoding.base={self.base}: must be above 0")
         require(self.extent >= 1, f"encoding.extent={self.extent}: must be 1 or above, or the table does not hold a square image")
         require(self.text >= 0, f"encoding.text={self.text}: must be 0 or above")
+        require(
+            not self.text or "text_sequence" not in declared(type(run.text_fusion), "takes"),
+            f"encoding.text={self.text}: numbers text tokens, and no text token is in the sequence; use encoding.text=0, or"
+            " text_fusion=concat",
+        )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -18,11 +18,11 @@ from hdm.config.axes import ADALN, BACKBONE, ENCODING, MERGE, NORM, POSITION, TE
 from hdm.config.registry import option
 from hdm.config.schema import BackboneConfig, Final, ModelConfig, RunConfig
 from hdm.model.attention import FullConfig, Layout
-from hdm.model.backbone import Architecture, Condition, Route, Tap, Unlearned
+from hdm.model.backbone import Architecture, Condition, Route, Tap
 from hdm.model.block import Block, Place
 from hdm.model.embed import AspectEmbed, PatchEmbed, PatchOutput, TimeEmbed
 from hdm.model.init import Init, zeros
-from hdm.model.trunk import Pass, Trunk
+from hdm.model.trunk import BlockStack, Pass
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class HditConfig(BackboneConfig):
     """
 
     implies: ClassVar[dict[str, str]] = {
-        "merge": "lerp", "adaln": "scale_only", "norm": "rms", "attention": "neighborhood", "attention.qk_norm": "cosine",
+        "merge": "lerp", "adaln": "scale_only", "norm": "rms", "norm.affine": "false", "attention": "neighborhood", "attention.qk_norm": "cosine",
         "mlp": "geglu", "encoding": "axial_rope",
         "encoding.spacing": "log_open", "encoding.high": "10.0", "encoding.order": "blocks",
         "encoding.pairs": "half_split", "text_fusion": "cross_attn", "routing": "none",
@@ -69,12 +69,12 @@ class HditConfig(BackboneConfig):
             f" model.mlp_dim={m.mlp_dim} or model.dim={m.dim} do not allow; use fewer levels or multiples of {half}",
         )
         require(self.outer >= 1, f"backbone.outer={self.outer}: must be 1 or more")
-        require(self.count(m) >= 1, f"backbone.inner={self.count(m)}: must be 1 or more; set it, or fewer outer blocks")
+        require(self.innermost(m) >= 1, f"backbone.inner={self.innermost(m)}: must be 1 or more; set it, or fewer outer blocks")
         cell = run.autoencoder.factor * m.patch * half
         size = getattr(run.crop, "size", 0)
         require(size % cell == 0, f"crop.size={size}: backbone.levels={self.levels} halve the token grid, use a multiple of {cell}")
 
-    def count(self, size: ModelConfig) -> int:
+    def innermost(self, size: ModelConfig) -> int:
         """Blocks of the innermost level."""
         return size.blocks - 2 * self.outer * (self.levels - 1) if self.inner is None else self.inner
 
@@ -91,7 +91,7 @@ class Level(nn.Module):
         attention = FullConfig(qk_norm=getattr(a.attention, "qk_norm", FullConfig().qk_norm)) if inmost else a.attention
         a = dataclasses.replace(a, size=size, attention=attention)
         self.encoding = ENCODING.build(a.encoding, size, owner.position.square)
-        total = config.count(owner.architecture.size) + 2 * config.outer * (config.levels - 1)
+        total = config.innermost(owner.architecture.size) + 2 * config.outer * (config.levels - 1)
 
         def block(side: str, i: int, index: int, *, merge: bool = False) -> Block:
             place = Place(name=f"levels.{number}.{side}.{i}", index=index, count=total)
@@ -99,7 +99,7 @@ class Level(nn.Module):
             return Block(place, a, encoding=self.encoding, fusion=owner.text, merge=merger)
 
         start = number * config.outer
-        count = config.count(owner.architecture.size) if inmost else config.outer
+        count = config.innermost(owner.architecture.size) if inmost else config.outer
         self.down = nn.ModuleList(block("down", i, start + i) for i in range(count))
         end = total - start - count
         self.up = nn.ModuleList() if inmost else nn.ModuleList(block("up", i, end + i, merge=i == 0) for i in range(count))
@@ -112,7 +112,7 @@ class Level(nn.Module):
 
 
 @BACKBONE.register("hdit", HditConfig)
-class HDiT(Trunk):
+class HDiT(BlockStack):
     """See HditConfig."""
 
     def _build(self, a: Architecture) -> None:
@@ -127,7 +127,7 @@ class HDiT(Trunk):
         self.out = PatchOutput(a.in_channels, self.outermost, size.patch, norm=norm, zero=config.zero_output)
 
     def initial(self) -> dict[str, Init]:
-        """See Trunk."""
+        """See `hdm.model.init`, and Trunk."""
         found: dict[str, Init] = {}
         for level in map(self.level, range(len(self.levels))):
             if level.adaln.zero_outputs:
@@ -150,15 +150,10 @@ class HDiT(Trunk):
         grid = (x.shape[2] // patch, x.shape[3] // patch)
         if grid[0] % half or grid[1] % half:
             raise ValueError(f"{grid[0]} x {grid[1]} tokens: backbone=hdit halves both sides {len(self.levels) - 1} times")
-        tokens, position = self.patch(x), condition.position
-        if position.shape[1] != tokens.shape[1]:
-            raise ValueError(
-                f"{position.shape[1]} positions for {tokens.shape[1]} image tokens; make them by position_map(view, grid)"
-            )
-
+        tokens = self.patches(x, condition.position)
         time, (text, mask) = self.time(timestep) + self.aspect(condition.aspect), self.text(condition)
-        layout = Layout(position=position, images=tokens.shape[1], grid=grid, text=text, text_mask=mask)
-        layout.halves = self.level(0).encoding.halves
+        halves = self.level(0).encoding.halves
+        layout = Layout(position=condition.position, halves=halves, images=tokens.shape[1], grid=grid, text=text, text_mask=mask)
         tokens, _ = self._through(0, tokens, layout, time=time, tap=tap, depth=0)
         return self.out(tokens, grid).to(x.dtype)
 
@@ -205,18 +200,6 @@ class HDiT(Trunk):
     def level(self, number: int) -> Level:
         """One of the levels, the outermost first."""
         return cast(Level, self.levels[number])
-
-    def unlearned(self, route: Route | None, size: tuple[int, int]) -> Unlearned | None:
-        """See Backbone: nothing is removed."""
-        return None
-
-    def tap_width(self, depth: int) -> int:
-        """See Backbone."""
-        blocks = [m for m in self.modules() if isinstance(m, Block)]
-        by_index = {block.index: block for block in blocks}
-        if not 1 <= depth <= len(blocks):
-            raise ValueError(f"depth={depth}: the network has blocks 1 to {len(blocks)}")
-        return int(by_index[depth - 1].dim)
 
 
 def cells(tokens: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B M 4 D"]:

@@ -109,9 +109,7 @@ def _blocks(run: RunConfig, cost: Cost, target: int) -> RunConfig:
     def having(blocks: int) -> RunConfig:
         return dataclasses.replace(run, backbone=dataclasses.replace(run.backbone, blocks=blocks))
 
-    m = run.model
-    start = m.pre_depth + m.depth * (m.enc_blocks + m.dec_blocks) + m.post_depth
-    return _nearest(having, cost, target, start=start, step=1) or run
+    return _nearest(having, cost, target, start=run.model.blocks, step=1) or run
 
 
 def _mlp_dim(run: RunConfig, cost: Cost, target: int) -> RunConfig:

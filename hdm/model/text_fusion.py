@@ -218,7 +218,7 @@ class Double(Concat):
 
     def has_twin(self, index: int, count: int) -> bool:
         """See TextFusion."""
-        return index < round(self.share * count)
+        return 0 <= index < round(self.share * count)  # a mixer, of index -1, is no block of the count
 
 
 class TextNorm(RMSNorm):

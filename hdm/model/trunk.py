@@ -50,8 +50,11 @@ class Pass:
     states: list[Tensor] = field(default_factory=list)
 
 
-class Trunk(Backbone):
-    """A backbone of an `Architecture`, with the initial values of `seed`; under `torch.device("meta")` it has none."""
+class BlockStack(Backbone):
+    """A backbone made of blocks, with the initial values of `seed`; under `torch.device("meta")` it has none."""
+
+    patch: PatchEmbed
+    position: PositionMap
 
     def __init__(self, architecture: Architecture, *, seed: int = 0) -> None:
         super().__init__()
@@ -62,6 +65,47 @@ class Trunk(Backbone):
         if device.type != "meta":
             materialize(self, device, seed)
 
+    @abstractmethod
+    def _build(self, a: Architecture) -> None:
+        """Make the modules."""
+
+    def run(self, block: Block, tokens: Float[Tensor, "B T D"], p: Pass, *, state: Tensor | None = None) -> Float[Tensor, "B Q D"]:
+        """Take a block of the network; the tap is filled behind the one that it asks for."""
+        tokens = self._call(block, tokens, p, state=state)
+        p.depth += 1
+        if p.tap is not None and p.tap.depth == p.depth:
+            p.tap.tokens, p.tap.kept = tokens[:, : p.layout.images], p.kept
+        return tokens
+
+    def _call(self, block: nn.Module, tokens: Tensor, p: Pass, **kwargs: Any) -> Tensor:
+        if self.architecture.size.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, tokens, p.layout, p.modulation, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return block(tokens, p.layout, p.modulation, **kwargs)
+
+    def tap_width(self, depth: int) -> int:
+        """See Backbone."""
+        widths = {block.index + 1: block.dim for block in self.modules() if isinstance(block, Block) and block.index >= 0}
+        if depth not in widths:
+            raise ValueError(f"depth={depth}: the network has blocks 1 to {len(widths)}")
+        return widths[depth]
+
+    def position_map(self, view: Float[Tensor, "B 6"], grid: tuple[int, int]) -> Float[Tensor, "B N 2"]:
+        """See Backbone."""
+        return self.position(view, grid)
+
+    def patches(self, x: Float[Tensor, "B C H W"], position: Float[Tensor, "B N 2"]) -> Float[Tensor, "B N D"]:
+        """The image tokens. Raises ValueError when the position map is of another grid than the latents."""
+        image: Tensor = self.patch(x)
+        if position.shape[1] != image.shape[1]:
+            raise ValueError(
+                f"{position.shape[1]} positions for {image.shape[1]} image tokens; make them by position_map(view, grid)"
+            )
+        return image
+
+
+class Trunk(BlockStack):
+    """Three sections of blocks, of which a route may leave out tokens."""
+
     def _build(self, a: Architecture) -> None:
         size = a.size
         self.patch = PatchEmbed(a.in_channels, size.dim, size.patch)
@@ -71,7 +115,7 @@ class Trunk(Backbone):
         self.position: PositionMap = POSITION.build(a.position)
         self.encoding: Encoding = ENCODING.build(a.encoding, size, self.position.square)
         self.routing: Routing = ROUTING.build(a.routing, size)
-        self.mixer = nn.ModuleList(self.block(Place(name=f"mixer.{i}", count=2)) for i in range(self.routing.mixers))
+        self.mixer = nn.ModuleList(self.block(Place(name=f"mixer.{i}", index=-1)) for i in range(self.routing.mixers))
         self.blocks()
         sublayers = [name for block in self.modules() if isinstance(block, Block) for name in block.sublayers()]
         self.adaln: AdaLN = ADALN.build(a.adaln, size.dim, sublayers)
@@ -142,19 +186,6 @@ class Trunk(Backbone):
             return self.out.lay(tokens, grid).to(x.dtype)
         return self.out(tokens, grid, p.whole.time).to(x.dtype)
 
-    def run(self, block: Block, tokens: Float[Tensor, "B T D"], p: Pass, *, state: Tensor | None = None) -> Float[Tensor, "B Q D"]:
-        """Take a block of the network; the tap is filled behind the one that it asks for."""
-        tokens = self._call(block, tokens, p, state=state)
-        p.depth += 1
-        if p.tap is not None and p.tap.depth == p.depth:
-            p.tap.tokens, p.tap.kept = tokens[:, : p.layout.images], p.kept
-        return tokens
-
-    def _call(self, block: nn.Module, tokens: Tensor, p: Pass, **kwargs: Any) -> Tensor:
-        if self.architecture.size.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, tokens, p.layout, p.modulation, use_reentrant=False, preserve_rng_state=False, **kwargs)
-        return block(tokens, p.layout, p.modulation, **kwargs)
-
     def _join(self, outer: Tensor, inner: Tensor | None, p: Pass) -> Tensor:
         index = None if p.index is None or inner is None else p.index[:, : inner.shape[1]]
         p.layout, p.kept, p.index = p.whole, None, None
@@ -165,10 +196,8 @@ class Trunk(Backbone):
     ) -> tuple[Float[Tensor, "B T D"], Pass]:
         """The sequence at the entrance: image tokens and, if they are part of it, text tokens and the time embedding."""
         time = self.time(timestep) + self.aspect(condition.aspect)
-        image = self.patch(x)
+        image = self.patches(x, condition.position)
         n = image.shape[1]
-        if condition.position.shape[1] != n:
-            raise ValueError(f"{condition.position.shape[1]} positions for {n} image tokens; make them by position_map(view, grid)")
         absolute = self.encoding.embed(condition.position)
         if absolute is not None:
             image = image + absolute.to(image.dtype)
@@ -179,20 +208,13 @@ class Trunk(Backbone):
         tokens = torch.cat([image, *([text] if self.text.joins else []), *([time] if self.adaln.as_token else [])], dim=1)
 
         position = nn.functional.pad(condition.position, (0, 0, 0, tokens.shape[1] - n))  # text lies at (0, 0)
-        whole = Layout(position=position, rotation=self.encoding.rotation(position, n), images=n, grid=grid)
-        whole.halves, whole.time = self.encoding.halves, time
+        rotation, halves = self.encoding.rotation(position, n), self.encoding.halves
+        whole = Layout(position=position, rotation=rotation, halves=halves, time=time, images=n, grid=grid)
         if not self.text.joins:
             whole.text, whole.text_mask = text, mask
         elif mask is not None:
             whole.mask = nn.functional.pad(mask, (n, tokens.shape[1] - n - mask.shape[1]), value=True)
         return tokens, Pass(layout=whole, whole=whole, modulation=self.adaln(time), tap=tap)
-
-    def tap_width(self, depth: int) -> int:
-        """See Backbone."""
-        blocks = [block for name, block in self.named_modules() if isinstance(block, Block) and not name.startswith("mixer.")]
-        if not 1 <= depth <= len(blocks):
-            raise ValueError(f"depth={depth}: the network has blocks 1 to {len(blocks)}")
-        return self.architecture.size.dim
 
     def unlearned(self, route: Route | None, size: tuple[int, int]) -> Unlearned | None:
         """See Backbone."""
@@ -204,10 +226,6 @@ class Trunk(Backbone):
         removed = torch.ones(len(kept), n, dtype=torch.bool, device=kept.device).scatter(1, kept, False)
         pixels = removed.view(-1, 1, *grid).repeat_interleave(self.patch.patch, 2).repeat_interleave(self.patch.patch, 3)
         return Unlearned(mask=pixels, patch=self.patch.patch, reconstruction=weight)
-
-    def position_map(self, view: Float[Tensor, "B 6"], grid: tuple[int, int]) -> Float[Tensor, "B N 2"]:
-        """See Backbone."""
-        return self.position(view, grid)
 
 
 def _leave(tokens: Float[Tensor, "B T D"], p: Pass, kept: Int[Tensor, "B K"] | None) -> Float[Tensor, "B S D"]:

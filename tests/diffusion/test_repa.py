@@ -1,7 +1,5 @@
 """The alignment loss, its projector, and the tap in the backbone."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 
 from hdm.config.compose import compose
 from hdm.config.errors import ConfigError
-from hdm.diffusion.alignment import RepaConfig, misalignment, projector
+from hdm.diffusion.alignment import misalignment, projector
 from hdm.model import Architecture, Condition, Route, build, full_view
 from hdm.model.backbone import Tap
 from hdm.model.block import Block
@@ -121,9 +119,8 @@ def test_default_depths():
 
 @pytest.mark.parametrize("blocks", [24, 28])
 def test_a_plain_stack_is_tapped_where_repa_does(blocks):
-    run = compose([])
-    run.backbone = SimpleNamespace(blocks=blocks)  # what a backbone that is one stack says of itself
-    assert RepaConfig().block(run) == 8
+    run = compose(["backbone=dit", f"backbone.blocks={blocks}", "alignment=repa"])
+    assert (run.alignment.blocks(run), run.alignment.block(run)) == (blocks, 8)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,14 @@ def test_upstream_is_all_of_them_at_once():
         (["encoding.low=6"], r"encoding\.low=6\.0: must be above 0 and at most encoding\.high=5\.0"),
         (["encoding=learned_abs", "encoding.extent=0.5"], r"encoding\.extent=0\.5: must be 1 or above"),
         (["encoding=sincos_abs", "encoding.base=0"], r"encoding\.base=0: must be above 0"),
+        (
+            ["encoding=learned_abs", "encoding.text=77", "text_fusion=cross_attn"],
+            r"encoding\.text=77: .* no text token is in the sequence; use encoding\.text=0, or text_fusion=concat",
+        ),
+        (
+            ["encoding=flux_rope", "encoding.text=index", "text_fusion=cross_attn_gated"],
+            r"encoding\.text=index: .* use encoding\.text=nope, or text_fusion=concat",
+        ),
         (["routing.rate=1"], r"routing\.rate=1\.0: must be at least 0 and below 1"),
         (["merge.pairing=mirrored"], r"merge\.pairing=mirrored: expected one of mirror, deepest"),
         (["merge=mp_sum", "merge.t=1.5"], r"merge\.t=1\.5: must be between 0, the stream alone, and 1"),
