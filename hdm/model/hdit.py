@@ -34,9 +34,9 @@ class HditConfig(BackboneConfig):
     """
 
     implies: ClassVar[dict[str, str]] = {
-        "merge": "lerp", "adaln": "scale_only", "norm": "rms", "norm.affine": "false", "attention": "neighborhood", "attention.qk_norm": "cosine",
-        "mlp": "geglu", "encoding": "axial_rope",
-        "encoding.spacing": "log_open", "encoding.high": "10.0", "encoding.order": "blocks",
+        "merge": "lerp", "adaln": "scale_only", "norm": "rms", "norm.affine": "false", "mlp": "geglu",
+        "attention": "neighborhood", "attention.qk_norm": "cosine",
+        "encoding": "axial_rope", "encoding.spacing": "log_open", "encoding.high": "10.0", "encoding.order": "blocks",
         "encoding.pairs": "half_split", "text_fusion": "cross_attn", "routing": "none",
     }  # fmt: skip
     needs: ClassVar[dict[str, str]] = {
