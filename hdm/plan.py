@@ -54,9 +54,7 @@ class Plan:
 def plan(run: RunConfig) -> Plan:
     """Count `run` on the meta device."""
     from hdm.model import Architecture, build
-    from hdm.model.match import matched
 
-    run = matched(run)
     architecture = Architecture.of(run)
     parameters: dict[str, int] = {}
     for name, parameter in build(architecture, seed=None).named_parameters():
@@ -157,10 +155,7 @@ def print_plan(run: RunConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from hdm.model.match import matched
-
     console = Console(highlight=False)
-    run = matched(run)
     with console.status("counting on the meta device …"):
         result = plan(run)
     console.print(f"[bold]{label(run)}[/]: backbone of {result.total_parameters:,} parameters")

@@ -57,17 +57,15 @@ def command(arguments: list[str]) -> int:
 
 
 def execute(run: RunConfig) -> Outcome:
-    """Train `run` in its folder, or continue it; evaluate it; ship everything to the tracking server."""
+    """Train `run`, matched already, in its folder, or continue it; evaluate it; ship everything to the tracking server."""
     from eval import metrics as evaluation
     from hdm.config import compat
     from hdm.config.check import require
     from hdm.config.compose import flatten
     from hdm.config.identity import run_name
-    from hdm.model.match import matched
     from hdm.track.events import EventLog, redact
     from hdm.train.budget import limits
 
-    run = matched(run)
     require(
         not run.stages,
         f"stages: {len(run.stages)} stages are planned with --dry-run, not trained yet; train one of them as a run of its own"

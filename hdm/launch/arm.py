@@ -149,7 +149,7 @@ def run_arm(overrides: Sequence[str], folder: str, sweep: str, environment: Mapp
         Path(folder).mkdir(parents=True, exist_ok=True)
         wait_for(Path(folder))
         mark(Path(folder), sweep)
-        outcome = execute(compose(overrides, default_experiment=DEFAULT_EXPERIMENT))
+        outcome = execute(matched(compose(overrides, default_experiment=DEFAULT_EXPERIMENT)))
     except KeyboardInterrupt:
         return {"status": "interrupted", "reason": ""}
     except HdmError as error:
