@@ -1,6 +1,7 @@
 """Shape checks on, one thread per worker, no hub: set before anything of the laboratory is imported."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +21,11 @@ def _own_folder(tmp_path, monkeypatch):
     """Runs, databases and data sets of a test stay in its own folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+# Jobs that a shell starts in the background inherit an ignored SIGINT; what tests interrupt would then run on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
