@@ -4,13 +4,10 @@ tests/model/test_contract.py; a plugin's variants take part with `-p my_lab.merg
 A network chooses on ten axes and so holds 45 pairs: `cover` finds few that hold all. Where one fails, its pairs are tried one by
 one, with what is nearest to the defaults around them, so that the message names the culprit."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from cover import cover, pairs
-from jaxtyping import config as jaxtyping_config
-from nano import MODEL_AXES, architecture, inputs, perturb, published
+from nano import MODEL_AXES, architecture, inputs, perturb, published, shapes_unchecked
 
 from hdm.config import compat
 from hdm.config.axes import discover
@@ -66,13 +63,3 @@ def hold(made: Architecture) -> None:
     for name, p in model.named_parameters():
         assert p.grad is not None, f"{name} takes no part"
         assert p.grad.isfinite().all(), f"{name}: gradient is not finite"
-
-
-@contextmanager
-def shapes_unchecked():
-    """Without jaxtyping's checks, for what is checked elsewhere: they cost as much as these small networks."""
-    jaxtyping_config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping_config.update("jaxtyping_disable", False)
