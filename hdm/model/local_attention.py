@@ -24,6 +24,10 @@ try:
     import natten
 except ImportError:
     natten = None
+else:
+    from hdm.model import natten_flops
+
+    natten_flops.register()
 
 
 @dataclass(kw_only=True, slots=True)
