@@ -18,6 +18,7 @@ from hdm.config.stages import check_stages
 def check(run: RunConfig) -> None:
     """Raise ConfigError for a configuration that cannot run."""
     _finite(run)
+    require(bool(run.captions.separator.strip()), "captions.separator: is empty; set '$$' (the report's) or ','")
     require("/" not in run.name, f"name={run.name}: is part of a folder's name; leave out the slash, out= names the place")
     _ranges(run)
     _model(run)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any
 
+from hdm.config.errors import ConfigError
 from hdm.config.registry import option
 
 
@@ -128,9 +129,34 @@ class CaptionConfig:
     """How a caption is drawn from its record each time it is seen (spec 1.3 m and 1.4)."""
 
     shuffle: bool = option(True, "shuffle groups, and tags inside their group")
+    shuffle_groups: bool = option(True, "false: groups stay in their order, only their tags are shuffled")
+    separator: str = option("$$", "what separates tags; ',' for the comma-separated captions of fine-tuning sets")
     tag_dropout: float = option(0.25, "probability that a tag is left out")
     group_dropout: float = option(0.3, "probability that a whole group is left out")
     text_dropout: float = option(0.1, "probability of the empty caption, for classifier-free guidance; the report's preset has 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class CollectedConfig:
+    """What every data set has that is made of somebody's files: which are held out, and which are refused."""
+
+    val_share: float = option(0.01, "share that is held out, by a hash of each key: adding files moves none between the splits")
+    min_side: int = option(64, "shortest side in pixels of a picture that is used")
+    max_megapixels: float = option(100.0, "largest picture that is decoded; a larger one is taken for damage or an attack")
+    max_quarantined: float = option(0.1, "share of files that may be unusable; more is refused")
+    shard: int = option(1024, "pictures in a shard")
+    images: int | None = option(None, "training images, for the plan of a run whose data are elsewhere")
+
+    def check(self, run: Any) -> None:
+        """Ranges."""
+        for key, value, low, high in (
+            ("val_share", self.val_share, 0, 0.5), ("max_quarantined", self.max_quarantined, 0, 1),
+            ("min_side", self.min_side, 1, 4096), ("max_megapixels", self.max_megapixels, 0.01, 178), ("shard", self.shard, 1, 1 <<
+            20), ):  # fmt: skip
+            if not low <= value <= high:
+                raise ConfigError(f"data.{key}={value}: must be between {low} and {high}")
+        if self.images is not None and self.images < 1:
+            raise ConfigError(f"data.images={self.images}: must be above 0, or null")
 
 
 @dataclass(kw_only=True, slots=True)
