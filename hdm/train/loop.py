@@ -40,7 +40,7 @@ def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
     recorder.dataset(held_out.name, held_out.digest, "validation")
 
     examples, objective, schedule, flops = (
-        Examples(run, device),
+        Examples(run, device, data=shards.digest),
         OBJECTIVE.build(run.objective),
         SCHEDULE.build(run.schedule),
         Flops(run),
