@@ -28,6 +28,15 @@ class Dtype(Enum):
     fp16 = "fp16"
 
 
+class Storage(Enum):
+    """Whether, and in which numbers, what a frozen network gives is kept on the disk (see `hdm.cache`)."""
+
+    none = "none"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 class QKNorm(Enum):
     """What the queries and keys of each head go through before they are rotated (spec 7)."""
 

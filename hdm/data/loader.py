@@ -8,7 +8,7 @@ same for any number of them and from any start.
 import atexit
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
 import numpy as np
@@ -210,6 +210,7 @@ class _TrainingSamples(_Samples):
 class _ValidationSamples(_Samples):
     def __init__(self, run: RunConfig, shards: Shards) -> None:
         super().__init__(run, shards)
+        self.crop = CROP.build(replace(run.crop, places=None))  # held-out images are cut alike, whatever crop.places
         self.order = permutation(_FIXED, "validation/order", 0, len(shards))
 
     def candidates(self, sample: int) -> Iterator[int]:

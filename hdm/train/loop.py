@@ -66,7 +66,7 @@ def _train(
     recorder.dataset(held_out.name, held_out.digest, "validation")
 
     examples, objective, schedule, flops = (
-        Examples(run, device),
+        Examples(run, device, data=shards.digest),
         OBJECTIVE.build(run.objective),
         SCHEDULE.build(run.schedule),
         Flops(run),
