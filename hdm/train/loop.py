@@ -22,6 +22,7 @@ from hdm.train.recorder import Recorder
 from hdm.train.signals import StopRequest
 from hdm.train.state import TrainState
 from hdm.train.validation import Validation
+from hdm.train.warmstart import warm_start
 
 __all__ = ["TrainResult", "train"]
 
@@ -46,7 +47,7 @@ def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
         Flops(run),
     )
     data = {"training": shards.digest, "validation": held_out.digest}
-    network = build(Architecture.of(run), device=device, seed=run.seed)
+    network = warm_start(run, build(Architecture.of(run), device=device, seed=run.seed), folder)
     alignment = ALIGNMENT.build(run.alignment, run, network, device=device)
     state = TrainState.initial(run, network, data=data, alignment=alignment)
     if start := latest(folder):
