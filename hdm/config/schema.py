@@ -92,6 +92,14 @@ class Compression(Enum):
     bf16 = "bf16"
 
 
+class Weights(Enum):
+    """Which weights of a checkpoint: the power-function average (or the best there is), the raw ones, or the plain average."""
+
+    ema = "ema"
+    raw = "raw"
+    ema_decay = "ema_decay"
+
+
 class Resume(Enum):
     """What to do with a run folder that is there already."""
 
@@ -285,6 +293,27 @@ class TrackConfig:
     parent: str | None = option(None, "parent run, set by hdm.sweep: its folder, relative to `out`, or an MLflow run id")
 
 
+class Adapter(Enum):
+    """The form of a low-rank update."""
+
+    lora = "lora"
+    lokr = "lokr"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Fine-tuning by low-rank adapters beside frozen weights, through peft (LoRA: Hu et al., 2021); rank 0 trains all weights.
+
+    Adapters imply routing.rate=0, which a line of one's own overrules: few steps are not to be spent on part of the tokens.
+    """
+
+    rank: int = option(0, "rank r of the update of each layer; 0 for no adapters")
+    alpha: float | None = option(None, "the update is multiplied by alpha / rank; null: 1")
+    kind: Adapter = option(Adapter.lora, "lora: B A; lokr: a Kronecker product (LyCORIS), whose left factor has `factor` rows")
+    factor: int = option(4, "of kind=lokr; 4 in the report author's fine-tuning configuration")
+    targets: list[str] = option([], "linear layers by the end of their names, such as [attn.qkv,mlp.w12]; [] is all of the blocks")
+
+
 @dataclass(kw_only=True, slots=True)
 class HardwareConfig:
     """What the plan and the progress line assume of the machine."""
@@ -329,6 +358,13 @@ class RunConfig:
         " forward pass, are within 1 % of those of the report's XUT at the same sizes; the run stores the sizes and match=none",
     )
     matched: str = option("", "what match= came to; written by the laboratory")
+    init_from: str | None = option(
+        None, "start from these weights: a run folder, a checkpoint, an exported .safetensors, or a file of the published layout"
+    )
+    init_weights: Weights = option(Weights.ema, "which weights of it: ema, raw or ema_decay")
+    init_strict: bool = option(True, "false loads what fits and lists what does not")
+    init_digest: str = option("", "digest of the weights that init_from names; written by the laboratory")
+    lora: LoraConfig = option(LoraConfig(), "adapters")
     model: ModelConfig = option(ModelConfig(), "sizes")
     backbone: Any = None
     merge: Any = None

@@ -28,6 +28,7 @@ from hdm.train.signals import StopRequest
 from hdm.train.stages import Stage, stages
 from hdm.train.state import TrainState, has_parameters
 from hdm.train.validation import Validation
+from hdm.train.warmstart import warm_start
 
 __all__ = ["TrainResult", "train"]
 
@@ -71,7 +72,7 @@ def _train(
         SCHEDULE.build(run.schedule),
         Flops(run),
     )
-    network = build(Architecture.of(run), device=device, seed=run.seed)
+    network = warm_start(run, build(Architecture.of(run), device=device, seed=run.seed), folder)
     alignment = ALIGNMENT.build(run.alignment, run, network, device=device)
     spread(network, alignment, run.parallel, here)
     data = {"training": shards.digest, "validation": held_out.digest}
