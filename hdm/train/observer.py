@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hdm.config.schema import RunConfig
 from hdm.data.loader import Batch
+from hdm.train import snapshots
 from hdm.train.budget import used
 from hdm.train.cost import Speedometer
 from hdm.train.grid import SampleGrid
@@ -58,6 +59,7 @@ class Observer:
         """Look at the initial weights, or say from where the run goes on."""
         parameters = {"model/parameters": float(sum(p.numel() for p in self.state.model.parameters()))}
         self._metrics.update(parameters)
+        snapshots.drop_after(self.folder, self.state.clock.samples)
         if self._checkpoint is not None:
             self.recorder.rewind(self.state.clock.samples)
             self.progress.note(f"continues from {self._checkpoint}")
@@ -86,6 +88,8 @@ class Observer:
             self._validate()
         if now // train.sample_every > before // train.sample_every:
             self._sample()
+        if (every := self.run.ema.snapshot_every) and now // every > before // every:
+            self._snapshot()
         if now // train.checkpoint_every > before // train.checkpoint_every:
             self._save()
         self.progress.step(self.state.clock, used(self.run.budget, self.state.clock))
@@ -137,6 +141,10 @@ class Observer:
         if self._checkpoint is None or self._checkpoint.name != self.state.name:
             self._checkpoint = self.state.save(self.folder, self.run)
         return self._checkpoint
+
+    def _snapshot(self) -> None:
+        self._read()
+        snapshots.write(self.folder, samples=self.state.clock.samples, averages=self.state.averages.snapshot())
 
     def _record(self, values: Mapping[str, float]) -> None:
         self._metrics.update(values)
