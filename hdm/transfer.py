@@ -201,7 +201,7 @@ def command(arguments: list[str]) -> None:
 
 def _as_dict(curves: Curves, verdict: Verdict, folder: Path) -> dict[str, object]:
     losses = {str(w): {f"{rate:g}": cell for rate, cell in sorted(row.items())} for w, row in sorted(curves.losses.items())}
-    best = {str(w): {"rate": curves.best(w), "parabola": curves.vertex(w)} for w in curves.widths}
+    best = {str(w): {"rate": curves.best(w), "vertex": curves.vertex(w)} for w in curves.widths}
     return {
         "sweep": str(folder), "title": curves.title, "transfers": verdict.transfers, "verdict": verdict.words, "best": best,
         "losses": losses,
@@ -214,13 +214,13 @@ def _print(curves: Curves, verdict: Verdict, metric: str) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{curves.title}: mean {metric} over seeds", title_justify="left")
-    for heading in ("width", *(f"{rate:g}" for rate in curves.rates), "best", "parabola"):
+    for heading in ("width", *(f"{rate:g}" for rate in curves.rates), "best", "vertex"):
         table.add_column(heading, justify="right")
     for width in curves.widths:
         best, vertex = curves.best(width), curves.vertex(width)
         cells = [f"{curves.mean(width, rate):.4f}" + ("*" if rate == best else " ") for rate in curves.rates]
         table.add_row(str(width), *cells, f"{best:g}", "-" if vertex is None else f"{vertex:.3g}")
-    Console(highlight=False, width=max(80, 24 + 10 * len(curves.rates))).print(table)
+    Console(highlight=False, width=max(80, 32 + 10 * len(curves.rates))).print(table)
     print(verdict.words)
 
 

@@ -35,7 +35,7 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(kw_only=True, slots=True)
 class Loaded:
-    """A trained network. `folder` is its run's, `weights` what of `checkpoint` was read: model, ema-power, ema-decay or ema-0.07."""
+    """A trained network. `folder` is its run's, `weights` what was read of `checkpoint`: model, ema-power, ema-decay, ema-0.07."""
 
     run: RunConfig
     model: Backbone

@@ -8,6 +8,7 @@ One departure from the paper: the coefficients add up to 1. Weights then are nev
 snapshots does (0.3 % for a width of 0.2 out of 16), and a network that does not move is returned as it is.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,16 +40,14 @@ def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:
     """The sum of `stored` profiles nearest to the `wanted` one. A stored one is returned as it is. Raises ValueError for none."""
     if not stored:
         raise ValueError("no stored averages")
-    ends = np.array([p.samples for p in stored], np.float64) / wanted.samples  # the unit of time cancels
-    gammas = np.array([power_exponent(p.width) for p in stored])
-    gamma = power_exponent(wanted.width)
-    norm = inner(gamma, 1.0, gamma, 1.0)
-    matrix, right = inner(gammas[:, None], ends[:, None], gammas, ends), inner(gammas, ends, gamma, 1.0)
     if wanted in stored:
         return Combination(coefficients=np.eye(len(stored))[list(stored).index(wanted)], residual=0.0)
-    x = _solve(matrix, right)
-    square = x @ matrix @ x - 2 * x @ right + norm
-    return Combination(coefficients=x, residual=float(np.sqrt(max(square, 0.0) / norm)))
+    ends = np.array([p.samples for p in stored], np.float64) / wanted.samples  # the unit of time cancels
+    gammas, gamma = np.array([power_exponent(p.width) for p in stored]), power_exponent(wanted.width)
+    matrix, right = inner(gammas[:, None], ends[:, None], gammas, ends), inner(gammas, ends, gamma, 1.0)
+    x, norm = _solve(matrix, right), float(inner(gamma, 1.0, gamma, 1.0))
+    square = float(x @ matrix @ x - 2 * x @ right + norm)
+    return Combination(coefficients=x, residual=math.sqrt(max(square, 0.0) / norm))
 
 
 def inner(gamma_a: Array | float, end_a: Array | float, gamma_b: Array | float, end_b: Array | float) -> Array:

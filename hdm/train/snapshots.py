@@ -2,8 +2,8 @@
 
     snapshots/samples-000001024.safetensors     WIDTH/PARAMETER -> tensor, fp16; complete or not there
 
-fp16, because its rounding is an eighth of bf16's; docs/training.md has the error that it makes. A checkpoint holds the same averages
-in fp32, and is one more snapshot of its moment.
+fp16, because its rounding is an eighth of bf16's; docs/training.md has the error that it makes. A checkpoint holds the same
+averages in fp32, and is one more snapshot of its moment.
 """
 
 import os
