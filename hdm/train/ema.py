@@ -13,8 +13,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hdm.config.schema import EmaConfig
+from hdm.train.parallel import local
 
 POWER, DECAY = "power", "decay"
 
@@ -32,7 +34,8 @@ def power_exponent(sigma_rel: float) -> float:
 class Averages:
     """The averages that a run keeps: by name, one tensor for each parameter of the model, in its order.
 
-    They are of `weights`, by default the model's own (see `hdm.train.optimizer.Optimizer.evaluated`).
+    They are of `weights`, by default the model's own (see `hdm.train.optimizer.Optimizer.evaluated`). `best` is the one that
+    validation and sampling use: power, else plain, else None for the raw weights.
     """
 
     def __init__(self, model: nn.Module, config: EmaConfig, *, weights: list[Tensor] | None = None) -> None:
@@ -45,9 +48,6 @@ class Averages:
         self.best = POWER if config.power > 0 else DECAY if config.decay > 0 else None
         kept = [*self.powers, *([DECAY] if config.decay > 0 else [])]
         self.tensors = {name: [p.detach().float().clone() for p in model.parameters()] for name in kept}
-
-    best: str | None
-    """The average that validation and sampling use: power, else plain, else None for the raw weights."""
 
     @torch.no_grad()
     def update(self, *, samples: int, fresh: int) -> None:
@@ -69,12 +69,27 @@ class Averages:
 
     @contextmanager
     def applied(self, model: nn.Module, name: str | None) -> Iterator[None]:
-        """The model with average `name` inside the `with` (None: the weights that are averaged); nothing is copied."""
-        raw = [p.data for p in model.parameters()]
-        for parameter, average in zip(model.parameters(), self.weights if name is None else self.tensors[name], strict=True):
+        """The model with average `name` inside the `with` (None: the weights that are averaged); only shards are copied."""
+        parameters, chosen = list(model.parameters()), self.weights if name is None else self.tensors[name]
+        if any(isinstance(p, DTensor) for p in parameters):  # FSDP2 holds on to the memory of its shards
+            with _swapped([local(p.data) for p in parameters], [local(average) for average in chosen]):
+                yield
+            return
+        raw = [p.data for p in parameters]
+        for parameter, average in zip(parameters, chosen, strict=True):
             parameter.data = average
         try:
             yield
         finally:
-            for parameter, data in zip(model.parameters(), raw, strict=True):
+            for parameter, data in zip(parameters, raw, strict=True):
                 parameter.data = data
+
+
+@contextmanager
+def _swapped(own: list[Tensor], others: list[Tensor]) -> Iterator[None]:
+    kept = [tensor.clone() for tensor in own]
+    torch._foreach_copy_(own, others)
+    try:
+        yield
+    finally:
+        torch._foreach_copy_(own, kept)

@@ -22,6 +22,7 @@ from torch import Tensor
 from hdm.config.errors import CheckpointError, ConfigError
 from hdm.config.schema import WIDEST, EmaConfig
 from hdm.files import replacing
+from hdm.train.parallel import World, whole
 from hdm.train.posthoc import Combination, Profile, combine
 
 DTYPE = torch.float16
@@ -41,17 +42,21 @@ class Source:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, *, samples: int, averages: Mapping[float, Mapping[str, Tensor]]) -> Path:
-    """Store `averages` (relative width -> parameter -> whole tensor) as the snapshot of run `folder` at `samples`.
+def write(folder: Path, *, samples: int, averages: Mapping[float, Mapping[str, Tensor]], world: World) -> None:
+    """Store `averages` (relative width -> parameter -> tensor) as the snapshot of run `folder` at `samples`.
 
-    Replaces the one of the same moment. Raises CheckpointError when it cannot be written; what was there stays.
+    All processes must ask, for tensors may be spread over them; the first one writes. Replaces the snapshot of the same moment.
+    Raises CheckpointError when it cannot be written; what was there stays.
     """
     target = folder / _FOLDER / f"samples-{samples:09d}.safetensors"
-    tensors = {
-        f"{width!r}/{name}": tensor.detach().to("cpu", DTYPE).contiguous()
-        for width, group in averages.items()
-        for name, tensor in group.items()
-    }
+    tensors = {}
+    for width, group in averages.items():
+        for name, tensor in group.items():
+            gathered = whole(tensor)
+            if world.main:
+                tensors[f"{width!r}/{name}"] = gathered.detach().to("cpu", DTYPE).contiguous()
+    if not world.main:
+        return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as partial:
@@ -66,7 +71,6 @@ def write(folder: Path, *, samples: int, averages: Mapping[float, Mapping[str, T
             f"{target}: cannot be saved: {reason}; it needs {size:,.0f} MB. Free some space and give the same command again, or"
             " start a run with a longer ema.snapshot_every"
         ) from None
-    return target
 
 
 def drop_after(folder: Path, samples: int) -> None:

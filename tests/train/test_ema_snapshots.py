@@ -14,6 +14,7 @@ from hdm.train import snapshots
 from hdm.train.checkpoint import load_model
 from hdm.train.ema import Averages, power_exponent
 from hdm.train.loop import train
+from hdm.train.parallel import World
 from hdm.train.posthoc import Profile
 
 SNAPSHOTS = ["ema.snapshot_every=12", "optimizer.lr=0.05", "validation.samples=2"]  # every third step of 4
@@ -130,7 +131,7 @@ def test_averages_follow_the_weights_whatever_the_batch_was(tmp_path):
         averages.update(samples=samples, fresh=fresh)
         trail.append((samples, {"weight": model.weight.detach().double().clone()}))
         if samples % 56 == 0:
-            snapshots.write(tmp_path, samples=samples, averages=averages.snapshot())
+            snapshots.write(tmp_path, samples=samples, averages=averages.snapshot(), world=World())
     expected = tracked(trail, 0.07, samples)
     assert distance({"weight": averages.tensors["power"][0]}, expected) < 1e-6
     found = made(tmp_path, width=0.07, at=1400)
@@ -146,7 +147,7 @@ def made(folder, *, width, at):
 
 def write(folder, samples, fill=1.0):
     group = {"a": torch.full((100,), fill), "b": torch.zeros(2, 3)}
-    return snapshots.write(folder, samples=samples, averages={0.05: group, 0.1: group})
+    snapshots.write(folder, samples=samples, averages={0.05: group, 0.1: group}, world=World())
 
 
 def test_a_snapshot_is_complete_or_not_there(tmp_path):
