@@ -5,7 +5,7 @@ usage: python -m hdm.ema ckpt=RUN_OR_CHECKPOINT width=W[,W ...] [at=SAMPLES] [ou
 
   python -m hdm.run ema.snapshot_every=2048                    train, and store averages of two widths now and then
   python -m hdm.ema ckpt=runs/NAME sweep                       validation loss over the width: a table, a figure
-  python -m hdm.ema ckpt=runs/NAME width=0.07                  write that average, as runs/NAME/ema/0.07
+  python -m hdm.ema ckpt=runs/NAME width=0.07                  write that average, as runs/NAME/ema/0.07 (at=900: 0.07-at-900)
   python -m hdm.sample ckpt=runs/NAME/ema/0.07 prompt="…"      use it: hdm.sample, eval.*, hdm.export, guidance.ckpt
   python -m hdm.sample ckpt=runs/NAME weights=ema:0.07 …       the same without writing it
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from hdm.train.snapshots import Source
 
 _SWEPT = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.14, 0.18, 0.22, 0.26)
-_ALL = 10**9  # checkpoints of other moments stay
 
 
 @dataclass(kw_only=True, slots=True)
@@ -109,8 +108,8 @@ def _write(loaded: "Loaded", sources: "list[Source]", points: list[Point], *, mo
         ema = dataclasses.replace(loaded.run.ema, power=point.width, decay=0.0, snapshot_every=0)
         config = flatten(dataclasses.replace(loaded.run, ema=ema))
         state = {"samples": moment, "config": config, "residual": point.combination.residual}
-        folder = out / f"{point.width:g}"
-        checkpoint.save(folder, samples=moment, tensors={"ema-power": tensors}, state=state, keep=_ALL)
+        folder = out / (f"{point.width:g}" if moment == loaded.samples else f"{point.width:g}-at-{moment}")
+        checkpoint.save(folder, samples=moment, tensors={"ema-power": tensors}, state=state, keep=1)
         print(f"{folder}  at {moment:,} samples; {point.combination.residual:.2%} of the profile is missing")
 
 

@@ -35,8 +35,8 @@ def test_written_averages_are_checkpoints_that_every_command_takes(trained, caps
     for name, tensor in load_model(folder / "ema" / "0.1").model.named_parameters():
         assert torch.equal(tensor, stored[name])
     command([f"ckpt={folder}", "width=0.1", "at=60", "out=earlier"])
-    assert load_model("earlier/0.1").samples == 60
-    assert sorted(path.name for path in Path("earlier/0.1/checkpoints").iterdir()) == ["samples-000000060"]
+    assert load_model("earlier/0.1-at-60").samples == 60
+    assert [path.name for path in Path("earlier").iterdir()] == ["0.1-at-60"]
 
 
 def test_a_sweep_finds_the_loss_that_training_found(trained, capsys):

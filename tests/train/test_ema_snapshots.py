@@ -1,5 +1,10 @@
 """Snapshots of a real run: when they are taken, what they hold, what interruption does to them, and what is made of them."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -207,3 +212,29 @@ def test_the_plan_counts_what_is_written(nano, tmp_path):
     assert size == 2 * 2 * counted
     assert all(0 <= path.stat().st_size - size < 40_000 for path in written)  # and a header of names
     assert snapshots.size(EmaConfig(), parameters=counted, samples=32)[0] == 0
+
+
+@pytest.mark.slow
+def test_averages_that_are_spread_over_processes_are_stored_whole(nano, tmp_path):
+    words = ["budget.steps=6", "train.accumulation=1", *SNAPSHOTS]
+    train(nano(*words), tmp_path / "one", Listener())
+    here = Path(__file__).parent
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(here)!r})\n"
+        "from pathlib import Path\n"
+        "from squares import NANO, Listener\n"
+        "from hdm.config.compose import compose\n"
+        "from hdm.train.loop import train\n"
+        f"train(compose([*NANO, 'parallel.strategy=fsdp', 'device=cpu', *{words!r}]), Path('two'), Listener())\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
+    done = subprocess.run(torchrun, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert names(tmp_path / "two") == names(tmp_path / "one") == ["samples-000000012", "samples-000000024"]
+    for name in names(tmp_path / "one"):
+        one, two = (load_file(tmp_path / run / "snapshots" / f"{name}.safetensors") for run in ("one", "two"))
+        assert {key: value.shape for key, value in one.items()} == {key: value.shape for key, value in two.items()}
+        for key, value in one.items():
+            torch.testing.assert_close(two[key].float(), value.float(), rtol=2**-9, atol=1e-4)
