@@ -22,7 +22,7 @@ from hdm.train.grid import SampleGrid
 from hdm.train.observer import Observer, TrainResult
 from hdm.train.oom import explained
 from hdm.train.optimizer import clipped_step, set_rate
-from hdm.train.parallel import World, check_optimizer, last_only, replicated, spread, world
+from hdm.train.parallel import World, check_optimizer, last_only, replicated, spread, together, world
 from hdm.train.recorder import Recorder
 from hdm.train.signals import StopRequest
 from hdm.train.stages import Stage, stages
@@ -47,7 +47,7 @@ def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
             for stage in todo:
                 if start is not None and stage.end is not None and not stage.last and _samples(start) >= stage.end:
                     continue
-                with explained(stage.run, here.size):
+                with together(here.size), explained(stage.run, here.size):
                     result = _train(stage, folder, recorder, here=here, stop=stop, start=start, writer=writer)
                 start = result.checkpoint
                 if result.status != "finished":
