@@ -1,6 +1,6 @@
 """FID and KID of a checkpoint against the held-out images.
 
-usage: python -m eval.fid ckpt=RUN_OR_CHECKPOINT [weights=ema|raw|ema_decay] [KEY=VALUE ...]
+usage: python -m eval.fid ckpt=RUN_OR_CHECKPOINT [weights=ema|raw|ema_decay|ema:WIDTH] [KEY=VALUE ...]
 
   python -m eval.fid ckpt=runs/openmoji_nano-s0-1f0c77ab
   python -m eval.fid ckpt=runs/openmoji_nano-s0-1f0c77ab eval.samples=256 sampler.steps=16 guidance.scale=2

@@ -144,7 +144,7 @@ def _encoders(run: RunConfig, size: int, text_tokens: int) -> int | None:
 
 def _states(run: RunConfig, parameters: int) -> int:
     """Bytes of weights, gradients, what the optimizer keeps of each and the averages, all fp32."""
-    averages = (run.ema.power > 0) + (run.ema.decay > 0)
+    averages = len(run.ema.powers()) + (run.ema.decay > 0)
     return parameters * 4 * (1 + 1 + getattr(run.optimizer, "kept", 2) + averages)
 
 
@@ -178,7 +178,7 @@ def print_plan(run: RunConfig) -> None:
     for row in _rows(result.stages, run.hardware):
         table.add_row(row.label, *row.cells(), *([row.total()] if total else []))
     console.print(table)
-    for note in _notes(run, result.stages):
+    for note in (*_notes(run, result.stages), *_snapshots(run, result)):
         console.print(note)
 
 
@@ -207,6 +207,16 @@ def _notes(run: RunConfig, stages: list[StagePlan]) -> Iterator[str]:
     if "square" in getattr(run.crop, "takes", {}):
         yield f"crops: counted as squares of crop.size, but {run.crop.takes['square']}"
     yield "memory: fp32 states and what autograd saves; the frozen encoders and a block in recomputation come on top"
+
+
+def _snapshots(run: RunConfig, result: Plan) -> Iterator[str]:
+    """What the snapshots of the averages need on disk."""
+    from hdm.train.snapshots import size
+
+    known = [stage.samples for stage in result.stages if stage.samples is not None]
+    if run.ema.snapshot_every and len(known) == len(result.stages):
+        count, each = size(run.ema, parameters=result.total_parameters, samples=sum(known))
+        yield f"snapshots of averages: {count} of {each / 1e9:.3g} GB, {count * each / 1e9:.3g} GB in all (ema.snapshot_every)"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,7 +11,7 @@ n=1               images per prompt
 size=HxW          pixels; any aspect ratio; the training size by default
 seed=0            noise seed: image i of a call is the same whatever n and the batch size are
 camera.x=0 camera.y=0 camera.zoom=1    x > 0 looks to the right, y > 0 down, zoom > 1 goes closer, on the position map
-weights=ema       ema | raw | ema_decay
+weights=ema       ema | raw | ema_decay | ema:WIDTH, such as ema:0.07, made of snapshots (python -m hdm.ema)
 out=FILE.png      the labelled sheet; single images go beside it into FILE/; below samples/ in the run folder by default
 Also: sampler.*, guidance.*, sampling.batch_size, device, cache, train.precision (python -m hdm.variants sampler).
 """

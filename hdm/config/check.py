@@ -12,7 +12,7 @@ from typing import Any
 from hdm.config import compat
 from hdm.config.axes import AXES
 from hdm.config.errors import ConfigError
-from hdm.config.schema import RunConfig
+from hdm.config.schema import WIDEST, RunConfig
 from hdm.config.stages import check_stages
 
 
@@ -72,8 +72,14 @@ def _batches(run: RunConfig) -> None:
 
 def _averages(run: RunConfig) -> None:
     require(
-        run.ema.power <= 0.28,
+        run.ema.power <= WIDEST,
         f"ema.power={run.ema.power}: no power-function average is that wide; set 0.28 or less (EDM2 uses 0.05 to 0.15), 0 for none",
+    )
+    widths = run.ema.snapshot_powers
+    require(
+        len(set(widths)) == len(widths) >= 2 and all(0.01 <= width <= WIDEST for width in widths),
+        f"ema.snapshot_powers=[{','.join(f'{width:g}' for width in widths)}]: must be two different widths or more, each from 0.01"
+        " to 0.28 (EDM2 stores 0.05 and 0.1); ema.snapshot_every=0 switches snapshots off",
     )
 
 
@@ -113,7 +119,7 @@ _POSITIVE = """
     sampling.batch_size eval.samples
     hardware.devices budget.steps budget.samples budget.flops budget.seconds
 """.split()
-_NOT_NEGATIVE = "model.pre_depth model.post_depth train.clip train.workers sampling.grid ema.power seed".split()
+_NOT_NEGATIVE = "model.pre_depth model.post_depth train.clip train.workers sampling.grid ema.power ema.snapshot_every seed".split()
 _FRACTIONS = "captions.tag_dropout captions.group_dropout captions.text_dropout ema.decay hardware.utilisation".split()
 
 

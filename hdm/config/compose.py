@@ -55,6 +55,11 @@ def _composed(lines: list[Line], default_experiment: str | None = None) -> RunCo
     for line in final:
         check_key(line, final)
     config = _hydra(final)
+    if (width := config.model.width) is not None:
+        try:
+            config.model = config.model.at_width(width)
+        except ConfigError as error:
+            raise ConfigError(f"model.width={width}: {error}") from None
     check(config)
     for stage in config.stages:
         stage_run(config, stage)

@@ -4,6 +4,7 @@ Axis fields (`merge`, `routing`, …) hold the config of the chosen variant, who
 Durations on the training clock are counted in samples seen, the one clock that means the same for every batch size.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any
@@ -112,6 +113,9 @@ class ModelConfig:
     """Sizes of the network, whatever the backbone (report, "Model Scale")."""
 
     size: str = option("base", "name of the preset that these numbers started from")
+    width: int | None = option(
+        None, "another width: model.dim becomes this, heads (of one size) and mlp_dim follow; stored as what they come to"
+    )
     dim: int = option(1024, "width d of the residual stream")
     mlp_dim: int = option(3072, "hidden width m of the SwiGLU")
     heads: int = option(8, "attention heads")
@@ -130,6 +134,16 @@ class ModelConfig:
     def blocks(self) -> int:
         """Blocks of XUT at these sizes: (enc_b + dec_b) depth + N + M (spec 1.1)."""
         return (self.enc_blocks + self.dec_blocks) * self.depth + self.pre_depth + self.post_depth
+
+    def at_width(self, dim: int) -> "ModelConfig":
+        """These sizes at width `dim`: heads of the same size, an MLP of the same ratio. Raises ConfigError when there are none."""
+        mlp_dim, rest = divmod(self.mlp_dim * dim, self.dim)
+        if dim < 1 or dim % self.head_dim or rest:
+            raise ConfigError(
+                f"width {dim}: needs whole heads of model.head_dim={self.head_dim} and a whole MLP of"
+                f" model.mlp_dim / model.dim = {self.mlp_dim} / {self.dim} times the width; choose a multiple of {self.head_dim}"
+            )
+        return dataclasses.replace(self, width=None, dim=dim, heads=dim // self.head_dim, mlp_dim=mlp_dim)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -215,6 +229,9 @@ class ParallelConfig:
     timeout: float = option(30.0, "minutes after which a process that does not answer is given up")
 
 
+WIDEST = 0.28  # relative width of a power-function average: its exponent is above 0 below 12^-1/2
+
+
 @dataclass(kw_only=True, slots=True)
 class EmaConfig:
     """Moving averages of the weights."""
@@ -223,6 +240,14 @@ class EmaConfig:
         0.1, "relative width sigma_rel of the power-function average (EDM2); used for sampling; 0 switches it off"
     )
     decay: float = option(0.9999, "decay of the plain exponential average kept beside it; 0 switches it off")
+    snapshot_every: int = option(0, "samples between two snapshots, of which python -m hdm.ema makes any other width; 0 for none")
+    snapshot_powers: list[float] = option([0.05, 0.1], "relative widths of the averages that a snapshot holds")
+
+    def powers(self) -> dict[str, float]:
+        """The relative width of every power-function average that is kept, by name."""
+        named = {"power": self.power} if self.power > 0 else {}
+        others = [width for width in self.snapshot_powers if width != self.power] if self.snapshot_every else []
+        return named | {f"power-{width:g}": width for width in others}
 
 
 @dataclass(kw_only=True, slots=True)

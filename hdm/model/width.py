@@ -41,14 +41,7 @@ class Growth:
 
 def at_width(architecture: Architecture, dim: int) -> Architecture:
     """`architecture` at width `dim`, with heads of the same size. Raises ConfigError when there is no such network."""
-    size = architecture.size
-    mlp_dim, rest = divmod(size.mlp_dim * dim, size.dim)
-    if dim % size.head_dim or rest:
-        raise ConfigError(
-            f"width {dim}: needs whole heads of model.head_dim={size.head_dim} and a whole MLP of"
-            f" model.mlp_dim / model.dim = {size.mlp_dim} / {size.dim} times the width; choose a multiple of {size.head_dim}"
-        )
-    return dataclasses.replace(architecture, size=dataclasses.replace(size, dim=dim, heads=dim // size.head_dim, mlp_dim=mlp_dim))
+    return dataclasses.replace(architecture, size=architecture.size.at_width(dim))
 
 
 def growth(model: nn.Module) -> dict[str, Growth]:

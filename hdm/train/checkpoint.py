@@ -27,6 +27,7 @@ from hdm.config.errors import CheckpointError, ConfigError
 from hdm.config.schema import RunConfig
 from hdm.files import sha256
 from hdm.model.backbone import Architecture, Backbone
+from hdm.train import snapshots
 from hdm.train.parallel import placed
 
 FORMAT = 1
@@ -37,12 +38,13 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(kw_only=True, slots=True)
 class Loaded:
-    """A trained network. `folder` is its run folder, `weights` the file that was read: ema-power, ema-decay or model."""
+    """A trained network. `folder` is its run's, `weights` what was read of `checkpoint`: model, ema-power, ema-decay, ema-0.07."""
 
     run: RunConfig
     model: Backbone
     samples: int
     folder: Path
+    checkpoint: Path
     weights: str
 
 
@@ -253,29 +255,35 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Pat
 def load_model(path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Loaded:
     """The network of a run folder (its newest complete checkpoint), of one checkpoint folder or of an exported file, in eval mode.
 
-    `weights`: "ema" (the power-function average, else the plain one, else raw), "raw" or "ema_decay". Raises CheckpointError, in
-    one line, for a path that is no checkpoint, a damaged one, or one that does not fit its configuration.
+    `weights`: "ema" (the power-function average, else the plain one, else raw), "raw", "ema_decay", or "ema:0.07", the average of
+    that relative width made of the run's snapshots. Raises CheckpointError, in one line, for a path that is no checkpoint, a
+    damaged one, or one that does not fit its configuration.
     """
     from hdm.model import build
     from hdm.train import single
     from hdm.train.adapters import adapted, merged
 
-    if weights not in _WEIGHTS:
-        raise ConfigError(f"weights={weights}: no such weights (options: {', '.join(_WEIGHTS)})")
+    width = snapshots.width_of(weights)
+    if width is None and weights not in _WEIGHTS:
+        raise ConfigError(f"weights={weights}: no such weights (options: {', '.join(_WEIGHTS)}, ema:WIDTH)")
     if Path(path).is_file():
         return single.load(Path(path), device=device)
     checkpoint = _find(Path(path))
     state = read_state(checkpoint, "config", "samples")
-    stem = _choose(checkpoint, _WEIGHTS[weights], state["files"])
+    stem = f"ema-{width:g}" if width else _choose(checkpoint, _WEIGHTS[weights], state["files"])
     try:
         run = from_flat(state["config"])
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint}: its configuration is not one of this version: {error}") from None
     model = adapted(run, build(Architecture.of(run), seed=None)).to_empty(device=device)  # all values come from the file
-    load_weights(model, read_tensors(checkpoint, stem, device=device), source=checkpoint / f"{stem}.safetensors")
+    if width:
+        tensors = snapshots.average(checkpoint, run.ema, samples=state["samples"], width=width)
+    else:
+        tensors = read_tensors(checkpoint, stem, device=device)
+    load_weights(model, tensors, source=checkpoint / f"{stem}.safetensors")
     model = merged(model)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
-    return Loaded(run=run, model=model.eval(), samples=state["samples"], folder=folder, weights=stem)
+    return Loaded(run=run, model=model.eval(), samples=state["samples"], folder=folder, checkpoint=checkpoint, weights=stem)
 
 
 def _find(path: Path) -> Path:

@@ -1,8 +1,10 @@
 """Moving averages of the weights, kept in fp32 beside them.
 
 Plain: theta_bar <- d theta_bar + (1 - d) theta, from the initial weights on.
-Power-function (EDM2, Karras et al., arXiv 2312.02696): theta_bar <- beta_t theta_bar + (1 - beta_t) theta with
+Power-function (EDM2, Karras et al., arXiv 2312.02696, section 3.1): theta_bar <- beta_t theta_bar + (1 - beta_t) theta with
 beta_t = (1 - 1/t)^(gamma + 1). Step k then weighs about k^gamma: the average spans a fixed fraction of the run, however long it is.
+
+Averages of several widths, stored again and again (`hdm.train.snapshots`), make those of any other width after training.
 """
 
 from collections.abc import Iterator
@@ -32,32 +34,38 @@ def power_exponent(sigma_rel: float) -> float:
 class Averages:
     """The averages that a run keeps: by name, one tensor for each parameter of the model, in its order.
 
-    They are of `weights`, by default the model's own (see `hdm.train.optimizer.Optimizer.evaluated`).
+    They are of `weights`, by default the model's own (see `hdm.train.optimizer.Optimizer.evaluated`). `best` is the one that
+    validation and sampling use: power, else plain, else None for the raw weights.
     """
 
     def __init__(self, model: nn.Module, config: EmaConfig, *, weights: list[Tensor] | None = None) -> None:
         self.names = [name for name, _ in model.named_parameters()]
         self.weights = [p.data for p in model.parameters()] if weights is None else weights
         self.decay = config.decay
-        self.gamma = power_exponent(config.power) if config.power > 0 else 0.0
-        kept = [name for name, width in ((POWER, config.power), (DECAY, config.decay)) if width > 0]
+        self.powers = config.powers()
+        self._snapshots = [name for name, width in self.powers.items() if config.snapshot_every and width in config.snapshot_powers]
+        self._exponents = {name: power_exponent(width) for name, width in self.powers.items()}
+        self.best = POWER if config.power > 0 else DECAY if config.decay > 0 else None
+        kept = [*self.powers, *([DECAY] if config.decay > 0 else [])]
         self.tensors = {name: [p.detach().float().clone() for p in model.parameters()] for name in kept}
-
-    @property
-    def best(self) -> str | None:
-        """The average that validation and sampling use: power, else plain, else None for the raw weights."""
-        return next(iter(self.tensors), None)
 
     @torch.no_grad()
     def update(self, *, samples: int, fresh: int) -> None:
-        """Take in the weights after a step over `fresh` samples that brought those seen to `samples`: 1/t = fresh / samples."""
+        """Take in the weights after a step over `fresh` samples that brought those seen to `samples`: 1/t = fresh / samples.
+
+        The weights of all steps are then integrals of the continuous profile over their samples, whatever the batch size was when.
+        """
         for name, tensors in self.tensors.items():
-            beta = (1 - fresh / samples) ** (self.gamma + 1) if name == POWER else self.decay
+            beta = self.decay if name == DECAY else (1 - fresh / samples) ** (self._exponents[name] + 1)
             torch._foreach_lerp_(tensors, self.weights, 1 - beta)
 
     def state(self, name: str) -> dict[str, Tensor]:
         """The average `name` by parameter name."""
         return dict(zip(self.names, self.tensors[name], strict=True))
+
+    def snapshot(self) -> dict[float, dict[str, Tensor]]:
+        """The averages that a snapshot holds, by relative width."""
+        return {self.powers[name]: self.state(name) for name in self._snapshots}
 
     @contextmanager
     def applied(self, model: nn.Module, name: str | None) -> Iterator[None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hdm.data.loader import Batch
+from hdm.train import snapshots
 from hdm.train.checkpoint import Writer
 from hdm.train.cost import Speedometer
 from hdm.train.grid import SampleGrid
@@ -68,6 +69,8 @@ class Observer:
         """Look at the initial weights, or say from which checkpoint the run goes on."""
         parameters = {"model/parameters": float(sum(p.numel() for p in self.state.model.parameters()))}
         self._metrics.update(parameters)
+        if self.world.main:
+            snapshots.drop_after(self.folder, self.state.clock.samples)
         if start is not None:
             self._saved = start.name
             self.recorder.rewind(self.state.clock.samples)
@@ -100,6 +103,8 @@ class Observer:
             self._validate()
         if passed(train.sample_every):
             self._sample()
+        if passed(self.run.ema.snapshot_every or None):
+            self._snapshot()
         if passed(train.checkpoint_every) or passed(train.milestone_every):
             self._save(milestone=passed(train.milestone_every))
         self.progress.step(self.state.clock, self.stage.fraction(self.state.clock))
@@ -160,6 +165,10 @@ class Observer:
             )
             self._saved = self.state.name
         return self.folder / "checkpoints" / self._saved
+
+    def _snapshot(self) -> None:
+        self._read()
+        snapshots.write(self.folder, samples=self.state.clock.samples, averages=self.state.averages.snapshot(), world=self.world)
 
     def _record(self, values: Mapping[str, float]) -> None:
         self._metrics.update(values)
