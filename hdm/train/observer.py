@@ -65,6 +65,8 @@ class Observer:
         self.recorder.metrics(parameters, None)
         self._validate()
         self._sample()
+        if self.grid.captions:
+            self.recorder.artifact(self.grid.write_captions(self.folder))
         self._save()
 
     def skipped(self, batch: Batch) -> None:
