@@ -33,7 +33,7 @@ PALETTE = (
     "#b0486d",
 )
 VERDICT = {Verdict.better: "#12a37c", Verdict.worse: "#d45c1d"}
-INK, MUTED = "#010203", "#818283"  # stand-ins for the page's own colours: see `inline`
+INK, SOFT, MUTED = "#010203", "#717273", "#a1a2a3"  # stand-ins for the page's own colours: see `inline`
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a setting's label may hold a $
     "svg.fonttype": "none",
@@ -65,8 +65,8 @@ class Drawing:
 
     def inline(self) -> str:
         """The SVG for a page: text and axes take the page's colours, in the light and in the dark."""
-        body = self.svg[self.svg.index("<svg") :]
-        body = body.replace(INK, "currentColor").replace(MUTED, "var(--line)")
+        body = re.sub(r"\s*<metadata>.*?</metadata>", "", self.svg[self.svg.index("<svg") :], flags=re.DOTALL)
+        body = body.replace(INK, "currentColor").replace(SOFT, "var(--soft)").replace(MUTED, "var(--line)")
         body = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", body)
         body = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", body)
         return body.replace("<svg", f'<svg role="img" aria-label="{self.title}"', 1)
@@ -86,8 +86,8 @@ def forest(analysis: Analysis) -> Drawing | None:
             axes.axvspan(-band, band, color=MUTED, alpha=0.22, lw=0)
         axes.axvline(0, color=INK, lw=0.8)
         for y, row in enumerate(rows):
-            colour = VERDICT.get(row.verdict, MUTED)
-            axes.plot(row.differences, [y] * len(row.differences), "o", ms=3.5, mfc="none", mec=MUTED, mew=0.8)
+            colour = VERDICT.get(row.verdict, SOFT)
+            axes.plot(row.differences, [y] * len(row.differences), "o", ms=3.5, mfc="none", mec=SOFT, mew=0.8)
             if row.interval is not None:
                 axes.plot([row.interval.low, row.interval.high], [y, y], "-", color=colour, lw=2.2, solid_capstyle="butt")
             axes.plot([row.mean], [y], "D", color=colour, ms=5.5)
@@ -162,19 +162,14 @@ def pareto(analysis: Analysis) -> Drawing | None:
 
 def _front(axes: "Axes", analysis: Analysis, settings: Sequence[Setting], cost: str, colours: Mapping[str, str]) -> None:
     front = sorted((s.mean(cost), s.mean(analysis.metric)) for s in analysis.front(cost))
-    axes.plot(*zip(*front), "--", color=MUTED, lw=1.0, zorder=1)
-    for setting in sorted(settings, key=lambda s: s.label in colours):
-        spread = setting.spread(analysis.metric)
-        axes.errorbar(
-            setting.mean(cost),
-            setting.mean(analysis.metric),
-            yerr=0.0 if math.isnan(spread) else spread,
-            fmt="o",
-            ms=5 if setting.label in colours else 3,
-            lw=1,
-            color=colours.get(setting.label, MUTED),
-            zorder=2,
-        )
+    axes.plot(*zip(*front), "--", color=SOFT, lw=1.0, zorder=1)
+    groups = [([s for s in settings if s.label not in colours], SOFT, 3)]  # all those without a name of their own at once
+    groups += [([s], colours[s.label], 5) for s in settings if s.label in colours]
+    for group, colour, size in groups:
+        if group:
+            x, y = [s.mean(cost) for s in group], [s.mean(analysis.metric) for s in group]
+            spreads = [0.0 if math.isnan(spread := s.spread(analysis.metric)) else spread for s in group]
+            axes.errorbar(x, y, yerr=spreads, fmt="o", ms=size, lw=1, color=colour, zorder=2)
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
     axes.locator_params(axis="x", nbins=3)
 

@@ -82,7 +82,7 @@ def planning(analysis: Analysis) -> str:
     if not found:
         return ""
     seeds, count, alpha = min(len(c.seeds) for c in found), len(found), analysis.record.alpha
-    among = f" among {count} comparisons" if count > 1 else ""
+    among = f" and {count} comparisons" if count > 1 else ""
     spreads = sorted(c.spread for c in found)
     spread = spreads[len(spreads) // 2]
     size = minimal_effect(seeds, comparisons=count, alpha=alpha)
@@ -132,7 +132,7 @@ def warnings(analysis: Analysis) -> list[str]:
         if not arm.finished:
             states.setdefault(arm.status, []).append(arm)
     for status, group in states.items():
-        lines.append(f"{len(group)} of {len(arms)} arms {'is' if len(group) == 1 else 'are'} {status}: {_names(group)}.")
+        lines.append(f"{len(group)} of {len(arms)} arms {status}: {_names(group)}.")
     diverged = [a for a in arms if a.finished and not math.isfinite(a.metrics.get(analysis.metric, 0.0))]
     if diverged:
         lines.append(
@@ -143,8 +143,8 @@ def warnings(analysis: Analysis) -> list[str]:
         lines.append(f"{analysis.metric} was not measured in {_names(lacking)}.")
     unpaired = [c for c in analysis.comparisons.values() if c.left_out and c.differences]
     for c in unpaired[:_MOST_SENTENCES]:
-        seeds = ", ".join(map(str, c.left_out))
-        lines.append(f"{c.name} is compared over {len(c.seeds)} common seeds; seed {seeds} is not in both arms.")
+        lacking_seeds = f"seed {c.left_out[0]} is" if len(c.left_out) == 1 else f"seeds {', '.join(map(str, c.left_out))} are"
+        lines.append(f"{c.name} is compared over {len(c.seeds)} common seeds; {lacking_seeds} not in both arms.")
     if len(unpaired) > _MOST_SENTENCES:
         lines.append(f"{len(unpaired) - _MOST_SENTENCES} more settings are compared over fewer seeds than were run.")
     commits = {arm.tags.get("mlflow.source.git.commit", "") for arm in arms if arm.run_id} - {""}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eval.protocol import digest
 from hdm.pictures import sheet
 from hdm.track.events import EventLog
 from hdm.track.replay import sync
@@ -111,7 +112,7 @@ def _arm(sweep: Synthetic, setting: str, seed: int, folder: Path) -> None:
         path.parent.mkdir()
         path.write_text(json.dumps({"metrics": {"kid/efficientnet": 0.1}, "protocol": protocol}))
         log.metrics({"kid/efficientnet": 0.1 + number / 100}, None)
-        log.tags({"protocol.fid": f"{hash(json.dumps(protocol)) % 16**8:08x}"})
+        log.tags({"protocol.fid": digest(protocol)})
         log.artifact(path)
     if sweep.pictures:
         _pictures(sweep, log, number, seed)
