@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ONE_SEED = "One seed proves nothing: repeat with seeds=8 before believing an order."
 FEW_SEEDS = "± is the standard deviation over seeds, not a confidence interval."
 _HIDDEN = ("train/", "speed/", "cost/", "data/", "initial/", "system/", "model/", "val/loss_t", "eval/")
+_MOST_VERDICTS = 12
 _FIXED = ("samples", "images_per_second", "hours", "parameters", "flops_per_sample")
 
 
@@ -83,7 +84,20 @@ class Ranking:
 
     def headline(self) -> str:
         """The sentence that belongs under the table."""
-        return ONE_SEED if self.seeds < 2 else FEW_SEEDS
+        return ONE_SEED if self.seeds < 2 else " ".join([FEW_SEEDS, *self.verdicts()])
+
+    def verdicts(self) -> list[str]:
+        """A sentence for each setting against the first one of the sweep, over common seeds: see `hdm.stats.compare`."""
+        from hdm.stats import compare
+
+        groups: dict[str, dict[int, float]] = {}
+        for row in self.rows:
+            values = groups.setdefault(row.arm.setting, {})
+            if (value := self.value(row)) is not None:
+                values[row.arm.run.seed] = value
+        baseline, *others = groups
+        found = compare(groups[baseline], {name: groups[name] for name in others}, minimize=self._sign > 0)
+        return [f"{c.name} against {baseline}: {c.words}." for c in found[:_MOST_VERDICTS] if c.differences]
 
     def missing(self) -> str:
         """Why no arm has the primary metric, or ""."""

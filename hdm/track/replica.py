@@ -228,14 +228,14 @@ class Replica:
 
         key, step = _name(event.data["key"]), event.data["samples"]
         if self._images is None:
-            self._images = {found for file in client.list_artifacts(self._run_id, "images") if (found := _image_of(file.path))}
-        if (_image_key(key), step) in self._images:
+            self._images = {found for file in client.list_artifacts(self._run_id, "images") if (found := image_of(file.path))}
+        if (image_key(key), step) in self._images:
             return
         with Image.open(path) as image:
             client.log_image(
                 self._run_id, image.convert("RGB"), key=key, step=step, timestamp=int(event.time * 1000), synchronous=True
             )
-        self._images.add((_image_key(key), step))
+        self._images.add((image_key(key), step))
 
     # --- the state file
 
@@ -301,11 +301,12 @@ def _text(value: Any) -> str:
     return text[:MAX_VALUE] if text else "''"
 
 
-def _image_key(key: str) -> str:
+def image_key(key: str) -> str:
+    """The key of an image as its file's name has it."""
     return re.sub(r"[/~#]", "~", key)  # MLflow's substitute for "/" has changed over time
 
 
-def _image_of(path: str) -> tuple[str, int] | None:
+def image_of(path: str) -> tuple[str, int] | None:
     """(key, step) from the name that MLflow gives to a logged image."""
     match = re.match(r"(?:.*/)?(.+?)[+%]step[+%](\d+)[+%]timestamp", path)
-    return (_image_key(match.group(1)), int(match.group(2))) if match else None
+    return (image_key(match.group(1)), int(match.group(2))) if match else None

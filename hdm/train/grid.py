@@ -8,6 +8,7 @@ from hdm.config.schema import RunConfig
 from hdm.data.loader import validation_batches
 from hdm.data.shards import Shards
 from hdm.diffusion.generate import Generator
+from hdm.files import write_json
 from hdm.model.backbone import Backbone
 from hdm.pictures import sheet
 from hdm.train.examples import Examples
@@ -25,6 +26,13 @@ class SampleGrid:
         encoders = {"text_encoder": examples.text_encoder, "autoencoder": examples.autoencoder}
         weak = load_weak(run, device=examples.device)
         self.generator = Generator(model, run=run, device=examples.device, weak=weak, **encoders)
+
+    def write_captions(self, folder: Path) -> Path:
+        """Keep the captions, in order, as JSON below run `folder`: a picture's words are hard to read for a program."""
+        path = folder / "samples" / "captions.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.captions)
+        return path
 
     def draw(self, folder: Path, samples: int, *, write: bool = True) -> Path:
         """Draw the grid of this moment, and write it as a PNG below run `folder`: one of several processes does."""

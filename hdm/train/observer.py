@@ -79,6 +79,8 @@ class Observer:
         self.recorder.metrics(parameters, None)
         self._validate()
         self._sample()
+        if self.grid.captions and self.world.main:
+            self.recorder.artifact(self.grid.write_captions(self.folder))
         self._save()
 
     def skipped(self, batch: Batch) -> None:

@@ -1,0 +1,1 @@
+"""From the runs of a sweep in MLflow to a page, tables and figures. Reads no run folder, trains nothing, imports no torch."""
