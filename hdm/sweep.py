@@ -35,7 +35,7 @@ from hdm.config.compose import DEFAULT_EXPERIMENT, compose
 from hdm.config.errors import ConfigError, suggest
 from hdm.config.schema import RunConfig
 from hdm.launch.arm import Arm, compose_arms, compose_setting, sort_keys
-from hdm.launch.campaign import Sweep, execute, progress_of
+from hdm.launch.campaign import Sweep, execute
 from hdm.launch.grammar import Point, Statement, SweepAxis, intervals, points, said, sweep_files
 from hdm.launch.options import Iso, Search, SweepOptions
 from hdm.launch.search import check_search
@@ -48,7 +48,9 @@ def command(arguments: list[str]) -> int:
     sweep = parse(arguments)
     sweep.command = command_line
     if plan:
-        print_plan(sweep)
+        from hdm.forecast import print_forecast
+
+        print_forecast(sweep)
         return 0
     return execute(sweep)
 
@@ -79,15 +81,6 @@ def parse(arguments: list[str]) -> Sweep:
     seeds = seeds or sorted({arm.run.seed for arm in arms} or {run.seed})
     options.noise_floor = _noise_floor(statement, options)
     return Sweep(arms=arms, axes=axes, fixed=fixed, seeds=seeds, run=run, options=options, file=statement.file)
-
-
-def print_plan(sweep: Sweep) -> None:
-    """The arms, and what is there of each; what they cost; what they can show."""
-    for arm in sweep.arms:
-        print(f"{arm.label:<40} {progress_of(arm):<12} {arm.folder}")
-    options = sweep.options
-    count = f"{len(sweep.arms)} arms" if sweep.arms else f"{options.trials} trials of {options.search.name}"
-    print(f"{count}, ranked by {options.metric} ({options.direction.name}), in {sweep.folder}")
 
 
 def _check_baseline(options: SweepOptions, arms: list[Arm]) -> None:

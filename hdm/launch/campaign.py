@@ -177,15 +177,12 @@ class Campaign:
             # the next proposals know more when they are made later
             busy = sum(status in ("running", "waiting") for status, _ in self.states.values())
             room = min(room, (self.sweep.options.parallel or room) - busy + len(waiting), _WIDEST)
-            while len(waiting) < room and (more := self.explorer.more(1)):
+            while len(waiting) < room and (more := self.explorer.more()) is not None:
                 self._take(more)
                 waiting = [arm for arm in self.sweep.arms if self.states[arm.label][0] == "waiting"]
         chosen = waiting[: max(0, room)]
         if not chosen:
             return
-        if self.study:
-            for arm in chosen:
-                self.study.ask(arm.point)
         name = self.sweep.name
         calls = [
             ArmJob(overrides=adopted(arm, name), folder=str(arm.folder), sweep=name, setting=arm.setting, environment={})

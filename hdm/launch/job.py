@@ -22,7 +22,7 @@ class ArmJob:
     """What a launcher submits; calling it executes the arm.
 
     It returns {"status": "finished" | "interrupted" | "failed", "reason": one line}; what the arm measured is in the run folder.
-    SIGINT and SIGTERM interrupt it: in training it saves first. So does SIGUSR2, which Slurm sends before preemption and time limit;
+    SIGINT and SIGTERM interrupt it: in training it saves first. So does SIGUSR2, which Slurm sends before it takes the node away;
     then the job queues again, and the run folder's checkpoint is what it goes on from.
     """
 

@@ -4,8 +4,8 @@ import dataclasses
 import math
 import socket
 import statistics
-import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from hdm.config.errors import ConfigError
 from hdm.launch.arm import Arm, compose_setting
 from hdm.launch.grammar import Point, SweepAxis, intervals, points
 from hdm.launch.options import Pruner, Search, SweepOptions
-from hdm.launch.study import HEARTBEAT, open_study
+from hdm.launch.study import Trials, open_study, patiently
 from hdm.track.events import latest_metrics, read, series
 
 if TYPE_CHECKING:
@@ -28,110 +28,83 @@ class Explorer:
 
     def __init__(self, folder: Path, *, name: str, axes: Iterable[SweepAxis], fixed: Sequence[str], options: SweepOptions) -> None:
         self.axes, self.fixed, self.options = list(axes), fixed, options
-        self.problems: dict[str, str] = {}  # settings that cannot run, with the reason
+        self.problems: list[str] = []  # why settings cannot run
         directions = [options.direction.name] + (["minimize"] if options.search is Search.nsgaii else [])
-        more: dict[str, Any] = {"pruner": _pruner(options)}
-        self._study = open_study(folder, storage=options.storage, name=f"{name} {options.metric}", directions=directions, **more)
-        self._study.sampler = _sampler(options, drawn=len(self._study.get_trials(deepcopy=False)))
-        self._owner = f"{socket.gethostname()}:{folder.absolute()}"
-        self._open: dict[int, tuple[Any, list[Arm]]] = {}
+        name = f"{name} {options.metric}"
+        study = open_study(folder, storage=options.storage, name=name, directions=directions, pruner=_pruner(options))
+        study.sampler = _sampler(options, drawn=len(study.get_trials(deepcopy=False)))
+        owner = f"{socket.gethostname()}:{folder.absolute()}"
+        self.trials = Trials(study, owner=owner, limit=options.trials or 0)
+        self._open: dict[int, tuple[optuna.Trial, list[Arm], dict[str, str]]] = {}  # the arms of a trial, and how they ended
         self._reported: dict[int, int] = {}
-        self._beat = -math.inf
 
     def begin(self) -> list[Arm]:
         """The arms of every trial that this launcher began before; those that are still to be told are taken up again."""
-        import optuna
+        from optuna.trial import FixedTrial
 
         found: list[Arm] = []
-        for frozen in self._study.get_trials(deepcopy=False):
-            if frozen.user_attrs.get("owner") != self._owner:
-                continue
-            running = frozen.state.name == "RUNNING"
-            trial = optuna.Trial(self._study, frozen._trial_id) if running else optuna.trial.FixedTrial(frozen.params)
-            found += self._arms(trial, frozen.number, take_up=running)
+        for frozen in self.trials.mine():
+            if frozen.state.name == "RUNNING":
+                found += self._take_up(self.trials.resumed(frozen.number))
+            else:
+                found += self._arms(FixedTrial(frozen.params))
         return found
 
-    def more(self, count: int) -> list[Arm]:
-        """The arms of up to `count` further trials, as long as there are trials to be made."""
-        from optuna.storages import fail_stale_trials
-
-        arms: list[Arm] = []
-        while count > 0 and len(self._study.get_trials(deepcopy=False)) < (self.options.trials or 0):
-            fail_stale_trials(self._study)
-            trial = self._study.ask()
-            trial.set_user_attr("owner", self._owner)
-            arms += self._arms(trial, trial.number, take_up=True)
-            count -= 1
-        return arms
+    def more(self) -> list[Arm] | None:
+        """The arms of the next trial, [] when it is one that cannot run, None when there are enough."""
+        trial = self.trials.ask()
+        return None if trial is None else self._take_up(trial)
 
     def ended(self, arm: Arm, status: str) -> None:
         """Hear that `arm` has ended; a trial is told when all its arms have."""
-        for number, (trial, arms) in list(self._open.items()):
-            if arm.folder not in [other.folder for other in arms]:
-                continue
-            trial.set_user_attr(arm.label, status)
-            ends = [trial.study._storage.get_trial(trial._trial_id).user_attrs.get(other.label) for other in arms]
-            if all(ends):
-                del self._open[number]
-                self._tell(number, arms, ends)
+        for number, (_, arms, ends) in list(self._open.items()):
+            if arm.label in [other.label for other in arms]:
+                ends[arm.label] = status
+                if len(ends) == len(arms):
+                    del self._open[number]
+                    self._tell(number, arms, list(ends.values()))
 
     def falls_behind(self, arm: Arm) -> bool:
         """Report what `arm` has measured since the last time; whether it is to be stopped."""
         if self.options.pruner is Pruner.none:
             return False
-        for number, (trial, arms) in self._open.items():
+        for number, (trial, arms, _) in self._open.items():
             if arm.folder != arms[0].folder:
                 continue
             points, known = series(read(arm.folder), self.options.metric), self._reported.get(number, 0)
             for place, (_, value) in enumerate(points[known:], start=known + 1):  # optuna's clock: the first, second … validation
-                trial.report(value, place)
+                patiently(partial(trial.report, value, place))
             self._reported[number] = len(points)
-            return len(points) > known and bool(trial.should_prune())
+            return len(points) > known and bool(patiently(trial.should_prune))
         return False
 
     def beat(self) -> None:
-        """A sign of life for the trials of this launcher, where the study is in a database."""
-        if self.options.storage is None or time.monotonic() - self._beat < HEARTBEAT:
-            return
-        self._beat = time.monotonic()
-        for trial, _ in self._open.values():
-            trial.study._storage.record_heartbeat(trial._trial_id)
+        """A sign of life for the running trials."""
+        self.trials.beat(trial for trial, _, _ in self._open.values())
 
-    def best(self) -> list[Point]:
-        """The settings that nothing else is better than in everything that is weighed."""
-        import optuna
-
-        complete = any(t.state.name == "COMPLETE" for t in self._study.get_trials(deepcopy=False))
-        return [suggested(optuna.trial.FixedTrial(t.params), self.axes) for t in self._study.best_trials] if complete else []
-
-    def _arms(self, trial: Any, number: int, *, take_up: bool) -> list[Arm]:
-        from optuna.trial import TrialState
-
-        point = suggested(trial, self.axes)
-        try:
-            arms = compose_setting(self.fixed, point, [point], seeds=range(self.options.seeds) if self.options.seeds else ())
-        except ConfigError as error:
-            self.problems[" ".join(f"{k}={v}" for k, v in point.label.items())] = str(error)
-            if take_up:
-                self._study.tell(number, state=TrialState.FAIL)
-            return []
-        if take_up:
-            self._open[number] = (trial, arms)
+    def _take_up(self, trial: "optuna.Trial") -> list[Arm]:
+        arms = self._arms(trial)
+        if arms:
+            self._open[trial.number] = (trial, arms, {})
+        else:
+            self.trials.tell(trial.number, None)
         return arms
 
-    def _tell(self, number: int, arms: Sequence[Arm], ends: Sequence[str | None]) -> None:
-        from optuna.trial import TrialState
+    def _arms(self, trial: Any) -> list[Arm]:
+        """The arms of the setting that `trial` proposes; [] when it cannot run."""
+        point = patiently(lambda: suggested(trial, self.axes))
+        try:
+            return compose_setting(self.fixed, point, [point], seeds=range(self.options.seeds) if self.options.seeds else ())
+        except ConfigError as error:
+            self.problems.append(str(error))
+            return []
 
-        if "pruned" in ends:
-            self._study.tell(number, state=TrialState.PRUNED)
-            return
-        found = [_measured(arm) for arm in arms]
+    def _tell(self, number: int, arms: Sequence[Arm], ends: Sequence[str]) -> None:
         keys = [self.options.metric] + ([self.options.cost] if self.options.search is Search.nsgaii else [])
+        found = [_measured(arm) for arm in arms]
         values = [statistics.fmean(m[key] for m in found) if all(key in m for m in found) else math.nan for key in keys]
-        if set(ends) == {"finished"} and all(map(math.isfinite, values)):
-            self._study.tell(number, values)
-        else:
-            self._study.tell(number, state=TrialState.FAIL)
+        good = set(ends) == {"finished"} and all(map(math.isfinite, values))
+        self.trials.tell(number, values if good else None, pruned="pruned" in ends)
 
 
 def suggested(trial: Any, axes: Iterable[SweepAxis], above: str = "") -> Point:

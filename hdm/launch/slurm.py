@@ -22,6 +22,7 @@ from hdm.launch.launcher import Result, shown
 from hdm.launch.options import LauncherOptions
 
 _ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", "GONE")
+_SETTLED = 60.0  # seconds after which Slurm has noticed that a process left
 _TOO_LARGE = 10**6
 
 
@@ -34,8 +35,18 @@ class ClusterJob:
         self._stopped = False
 
     def done(self) -> bool:
-        """Whether the job has left its result, or Slurm says that it ended."""
-        return bool(self._first.done())
+        """Whether the job has left its result, or Slurm says that it ended.
+
+        A job that was interrupted, and not by this launcher, may have been cancelled, or queued again by Slurm: that shows later.
+        """
+        if not self._first.done():
+            return False
+        if self._stopped or not self._interrupted():
+            return True
+        path, state = self._first.paths.result_pickle, self._job.watcher.get_state(self._job.job_id).split()[0]
+        if state == "PENDING" or (state == "RUNNING" and time.time() - path.stat().st_mtime > _SETTLED):
+            path.unlink()  # what it left before it was queued again
+        return state in _ENDED
 
     def result(self) -> Result:
         """What the first process returned, else what Slurm says."""
@@ -43,11 +54,14 @@ class ClusterJob:
             error = self._first.exception()
             if error is not None:
                 return {"status": "failed", "reason": " ".join(str(error).split())[-200:]}
-            return dict(self._first.result())
+            result = dict(self._first.result())
+            if result["status"] != "interrupted" or self._stopped or self._state() != "CANCELLED":
+                return result
         state = self._state()
         if self._stopped:
             return {"status": "interrupted", "reason": ""}
-        return {"status": "failed", "reason": f"Slurm job {self._job.job_id}: {state}{self._hint(state)}"}
+        words = _last_words(self.log)
+        return {"status": "failed", "reason": f"Slurm job {self._job.job_id}: {state}{self._hint(state, words)}{words}"}
 
     def stop(self) -> None:
         """Take it out of the queue, or ask it to save and leave."""
@@ -59,6 +73,10 @@ class ClusterJob:
         """What finds it again."""
         return {"job_id": self._job.job_id, "folder": str(self._folder), "tasks": self._job.num_tasks}
 
+    def _interrupted(self) -> bool:
+        path = self._first.paths.result_pickle
+        return path.exists() and self._first.exception() is None and self._first.result()["status"] == "interrupted"
+
     @property
     def _folder(self) -> Path:
         return Path(self._first.paths._folder)
@@ -66,14 +84,15 @@ class ClusterJob:
     def _state(self) -> str:
         return self._job.watcher.get_state(self._job.job_id, mode="cache").split()[0]
 
-    def _hint(self, state: str) -> str:
-        words = {
-            "OUT_OF_MEMORY": "; raise launcher.memory_gb or train.accumulation",
+    def _hint(self, state: str, words: str) -> str:
+        if state == "OUT_OF_MEMORY" or re.search(r"memory|oom", words, re.IGNORECASE):
+            return ", it took more memory than it was given; raise launcher.memory_gb or train.accumulation"
+        hints = {
             "TIMEOUT": f"; {self._options.grace} s were not enough to save, raise launcher.grace or launcher.minutes",
             "CANCELLED": " by somebody",
             "GONE": ", the cluster does not know it any more and it left no result",
         }
-        return words.get(state, "")
+        return hints.get(state, "")
 
 
 class SlurmLauncher:
@@ -187,6 +206,16 @@ def cluster_settings() -> dict[str, str]:
 
 def _slurm(*command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _last_words(log: Path) -> str:
+    """What Slurm wrote into the log of a job that it ended, in brackets."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace")[-10_000:].splitlines()
+    except OSError:
+        return ""
+    found = [line for line in lines if re.match(r"(slurmstepd|srun|slurmd).*: error", line)]
+    return f" ({' '.join(found[0].split())[:200]})" if found else ""
 
 
 def _appears(path: Path, state: str) -> bool:

@@ -20,5 +20,5 @@ def test_a_cancelled_arm_is_reported_and_the_other_goes_on(bare, shards, tmp_pat
 def test_an_arm_that_takes_too_much_memory_is_reported(bare, shards, tmp_path):
     code, output = finish(start(*LONG, "merge=cross", "seeds=1", "launcher.memory_gb=0.1"))
     assert code == 1, output
-    assert "OUT_OF_MEMORY" in output, output
-    assert "launcher.memory_gb" in output
+    assert "failed: seed=0: Slurm job" in output
+    assert "more memory than it was given; raise launcher.memory_gb" in output, output
