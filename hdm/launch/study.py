@@ -42,7 +42,8 @@ def open_study(folder: Path, *, storage: str | None, name: str, directions: Sequ
     if "://" not in storage:
         raise ConfigError(f"storage={storage}: expected sqlite:///FILE.db or postgresql://USER@HOST/DATABASE")
     retry = RetryHeartbeatStaleTrialCallback(max_retry=3)
-    try:
+
+    def opened() -> "optuna.Study":
         with alone(storage):
             kept = RDBStorage(
                 storage,
@@ -52,6 +53,9 @@ def open_study(folder: Path, *, storage: str | None, name: str, directions: Sequ
                 engine_kwargs={"pool_pre_ping": True},  # a server that was restarted is connected to again
             )
             return optuna.create_study(storage=kept, study_name=name, directions=list(directions), load_if_exists=True, **more)
+
+    try:
+        return patiently(opened, seconds=20)  # it may be restarting
     except HdmError:
         raise
     except Exception as error:
@@ -175,18 +179,20 @@ class Trials:
         return sum("owner" in t.user_attrs or t.state in (TrialState.RUNNING, TrialState.WAITING) for t in trials) - len(lost)
 
 
-def patiently(call: Callable[[], R], *, before_again: Callable[[], object] | None = None) -> R:
-    """What `call` returns, tried again for ten minutes while the database does not answer. Raises HdmError after that."""
+def patiently(call: Callable[[], R], *, before_again: Callable[[], object] | None = None, seconds: float = _PATIENCE) -> R:
+    """What `call` returns, tried again for so many seconds while the database does not answer. Raises HdmError after that."""
     from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-    deadline, wait, again = time.monotonic() + _PATIENCE, 0.5, False
+    deadline, wait, again = time.monotonic() + seconds, 0.5, False
     while True:
         try:
             if again and before_again:
                 before_again()
             return call()
-        except (StorageInternalError, DBAPIError) as error:
+        except (StorageInternalError, SQLAlchemyError) as error:
+            if isinstance(error, ArgumentError):
+                raise
             if time.monotonic() + wait > deadline:
                 raise HdmError(
                     f"storage: {redact(' '.join(str(error).split())[:200])}; give the same command again later"
