@@ -55,7 +55,7 @@ def open_study(folder: Path, *, storage: str | None, name: str, directions: Sequ
             return optuna.create_study(storage=kept, study_name=name, directions=list(directions), load_if_exists=True, **more)
 
     try:
-        return patiently(opened, seconds=20)  # it may be restarting
+        return patiently(opened, seconds=60)  # it may be restarting
     except HdmError:
         raise
     except Exception as error:
