@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hdm.config.axes import AXES, discover
 from hdm.config.check import check
+from hdm.config.domain import Domain, Interval
 from hdm.config.errors import ConfigError
 from hdm.config.explain import check_key, expected
 from hdm.config.lines import Line, expand, files, imply, quote, settle
@@ -111,20 +112,21 @@ def load_plugins(overrides: Iterable[str]) -> None:
                 raise ConfigError(f"plugins: cannot import '{name}': {reason}; is it on PYTHONPATH?") from None
 
 
-def split_sweep(overrides: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+def split_sweep(overrides: Iterable[str]) -> tuple[list[str], dict[str, Domain]]:
     """Separate fixed overrides from swept keys with their values.
 
-    Hydra's grammar: choices `a,b` or `choice(a,b)`, `range(1,4)`, `glob(*)` over the variants of an axis.
+    Hydra's grammar: choices `a,b` or `choice(a,b)`, `range(1,4)`, `glob(*)` over the variants of an axis, `interval(0,1)`,
+    `tag(log,interval(1e-4,1e-2))`, `int(interval(1,8))`.
     """
     fixed: list[str] = []
-    swept: dict[str, list[str]] = {}
+    swept: dict[str, Domain] = {}
     for text in overrides:
         override = _hydra_parse(text)
         key = override.get_key_element()
         if not override.is_sweep_override():
             fixed.append(text)
         elif not override.is_discrete_sweep():
-            raise ConfigError(f"{text}: an interval has no list of values; write choices (a,b,c) or range(start,stop,step)")
+            swept[key] = _interval(text, override.value())
         else:
             discover()
             values = [str(v) for v in override.sweep_string_iterator()]
@@ -132,6 +134,15 @@ def split_sweep(overrides: Iterable[str]) -> tuple[list[str], dict[str, list[str
                 raise ConfigError(f"{text}: a value stands twice; name each once")
             swept[key] = values
     return fixed, swept
+
+
+def _interval(text: str, value: Any) -> Interval:
+    low, high, log = float(value.start), float(value.end), "log" in value.tags
+    if unknown := value.tags - {"log"}:
+        raise ConfigError(f"{text}: tag '{min(unknown)}' means nothing here; only log does, tag(log,interval(1e-4,1e-2))")
+    if not low < high or (log and low <= 0):
+        raise ConfigError(f"{text}: expected interval(low,high) with low < high{', both above 0,' if log else ''}")
+    return Interval(low=low, high=high, log=log, integer=isinstance(value.start, int))
 
 
 def experiment_names() -> list[str]:

@@ -1,30 +1,29 @@
-"""The arms of a sweep: one run each, composed and checked before anything starts, and executed in a process of its own."""
+"""The arms of a sweep: one run each, composed and checked before anything starts."""
 
+import dataclasses
 import hashlib
-import itertools
-import os
 import re
-import signal
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from hdm.config.axes import AXES
 from hdm.config.compose import DEFAULT_EXPERIMENT, compose
-from hdm.config.errors import ConfigError, HdmError
+from hdm.config.errors import ConfigError
 from hdm.config.explain import field_types
 from hdm.config.identity import run_name
 from hdm.config.lines import quote
 from hdm.config.schema import Resume, RunConfig
 from hdm.config.traits import declared
-from hdm.files import locked
+from hdm.launch.grammar import Point, SweepAxis, points
 from hdm.model.match import matched
 from hdm.track.events import EventLog, read
 
 if TYPE_CHECKING:
     from hdm.run import Outcome
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,34 +53,45 @@ class Arm:
         return _label({key: value for key, value in self.point.items() if key != "seed"})
 
 
-def compose_arms(fixed: Sequence[str], swept: Mapping[str, Sequence[str]]) -> list[Arm]:
-    """Every combination of the swept values, checked. Raises ConfigError, naming the arm, for the first that cannot run."""
+def compose_arms(fixed: Sequence[str], axes: Iterable[SweepAxis], *, seeds: Sequence[int] = ()) -> list[Arm]:
+    """Every combination of the axes' values, checked. Raises ConfigError, naming the arm, for the first that cannot run."""
     arms: dict[Path, Arm] = {}
-    for values in itertools.product(*swept.values()):
-        point = dict(zip(swept, values))
-        overrides = [
-            *(text for text in fixed if _applies(text, point, swept, fixed)),
-            *(f"{key}={value}" for key, value in point.items()),
-        ]
-        try:
-            run = matched(compose(overrides, default_experiment=DEFAULT_EXPERIMENT))
-        except ConfigError as error:
-            raise ConfigError(f"arm {_label(point)}: {error}") from None
-        if run.resume is not Resume.auto:
-            raise ConfigError("resume=never: a sweep continues its arms; leave resume=auto and change seed= or name= for new ones")
-        arm = Arm(point=point, overrides=overrides, run=run, folder=Path(run.out) / run_name(run))
-        if arm.folder in arms:
+    settings = list(points(axes))
+    for point in settings:
+        for arm in compose_setting(fixed, point, settings, seeds=seeds):
+            if arm.folder not in arms:
+                arms[arm.folder] = arm
+                continue
             twin = arms[arm.folder]
-            if {key for key in point if point[key] != twin.point[key]} == {"match"}:
+            if {key for key in arm.point if arm.point[key] != twin.point.get(key)} == {"match"}:
                 continue  # match=none,params: there is nothing to match about one of the settings
             raise ConfigError(
                 f"arms {twin.label} and {arm.label} compute the same thing ({arm.folder}); sweep a key that influences the result"
             )
-        arms[arm.folder] = arm
     return list(arms.values())
 
 
-def _applies(text: str, point: Mapping[str, str], swept: Mapping[str, Sequence[str]], fixed: Sequence[str]) -> bool:
+def compose_setting(fixed: Sequence[str], point: Point, among: Sequence[Point], *, seeds: Sequence[int] = ()) -> list[Arm]:
+    """The arms at `point`, one for every seed, or one with the seed that is set. Fields that only others have fall away."""
+    overrides = [text for text in fixed if _applies(text, point, among, fixed)]
+    overrides += [f"{key}={value}" for key, value in point.lines.items()]
+    label = dict(point.label)
+    try:
+        run = matched(compose(overrides, default_experiment=DEFAULT_EXPERIMENT))
+    except ConfigError as error:
+        raise ConfigError(f"arm {_label(label)}: {error}") from None
+    if run.resume is not Resume.auto:
+        raise ConfigError("resume=never: a sweep continues its arms; leave resume=auto and change seed= or name= for new ones")
+    arms = []
+    for seed in seeds or [run.seed]:
+        own = dataclasses.replace(run, seed=seed)
+        more = {"seed": str(seed)} if seeds else {}
+        texts = [*overrides, *(f"{key}={value}" for key, value in more.items())]
+        arms.append(Arm(point=label | more, overrides=texts, run=own, folder=Path(own.out) / run_name(own)))
+    return arms
+
+
+def _applies(text: str, point: Point, among: Sequence[Point], fixed: Sequence[str]) -> bool:
     """Whether the arm at `point` has the field that `text` sets: routing=tread,none routing.rate=0.5 is about tread alone.
 
     So is backbone=xut,dit routing.rate=0.5, where dit implies routing=none.
@@ -89,16 +99,21 @@ def _applies(text: str, point: Mapping[str, str], swept: Mapping[str, Sequence[s
     group, _, field = text.partition("=")[0].partition(".")
     if group not in AXES or not field:
         return True
-    if group in swept:
-        values, value = swept[group], point[group]
-    elif "backbone" in swept and not any(other.startswith(f"{group}=") for other in fixed):
-        values = [_implied(backbone, group) for backbone in swept["backbone"]]
-        value = _implied(point["backbone"], group)
-    else:
+    chosen = [line.partition("=")[2] for line in fixed if line.startswith(f"{group}=")]
+
+    def variant(other: Point) -> str:
+        if group in other.lines:
+            return other.lines[group]
+        if chosen or "backbone" not in other.lines:
+            return chosen[-1] if chosen else ""  # what the experiment says, which is not known here
+        return _implied(other.lines["backbone"], group)
+
+    variants, mine = AXES[group].variants, variant(point)
+    if not mine or not any(group in other.lines or "backbone" in other.lines for other in among):
         return True
-    variants = AXES[group].variants
-    owners = [v for v in values if v in variants and field in field_types(variants[v].config)]
-    return not owners or value in owners
+    names = {name or AXES[group].default for other in among if (name := variant(other)) is not None}
+    owners = [name for name in names if name in variants and field in field_types(variants[name].config)]
+    return not owners or mine in owners
 
 
 def _implied(backbone: str, group: str) -> str:
@@ -107,11 +122,12 @@ def _implied(backbone: str, group: str) -> str:
     return (declared(known.config, "implies") if known else {}).get(group, AXES[group].default)
 
 
-def sweep_name(arms: Sequence[Arm]) -> str:
-    """The name of the sweep, the same for the same set of arms in any order: `merge-1f0c77ab`."""
-    digest = hashlib.blake2b("\n".join(sorted(str(arm.folder.name) for arm in arms)).encode(), digest_size=4).hexdigest()
-    keys = re.sub(r"[^\w.-]", "_", "-".join(arms[0].point))
-    return f"{keys[:60]}-{digest}"
+def sweep_name(arms: Sequence[Arm], *, keys: Sequence[str] = (), about: Sequence[str] = ()) -> str:
+    """The name of a sweep, the same for the same set of arms in any order: `merge-1f0c77ab`; without arms of what it is `about`."""
+    content = sorted(arm.folder.name for arm in arms) or about
+    digest = hashlib.blake2b("\n".join(content).encode(), digest_size=4).hexdigest()
+    words = re.sub(r"[^\w.-]", "_", "-".join(keys or arms[0].point))
+    return f"{words[:60]}-{digest}"
 
 
 def adopted(arm: Arm, sweep: str) -> list[str]:
@@ -124,55 +140,26 @@ def sweep_tag(sweep: str) -> str:
     return f"hdm.sweep.{sweep}"
 
 
-def mark(folder: Path, sweep: str) -> None:
+def setting_tag(sweep: str) -> str:
+    """The tag that holds an arm's setting in a sweep: what the charts of the sweep average over seeds by."""
+    return f"hdm.setting.{sweep}"
+
+
+def mark(folder: Path, sweep: str, *, setting: str = "") -> None:
     """Tag the run in `folder` as an arm of `sweep`, once."""
     tag = sweep_tag(sweep)
     if not any(event.type == "tags" and tag in event.data["values"] for event in read(folder)):
         log = EventLog(folder)
-        log.tags({tag: "arm"})
+        log.tags({tag: "arm"} | ({setting_tag(sweep): setting} if setting else {}))
         log.close()
-
-
-def run_arm(overrides: Sequence[str], folder: str, sweep: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Execute one arm; called in a fresh process.
-
-    Returns {"status": "finished" | "interrupted" | "failed", "reason": one line}; what it measured is in the run folder. SIGINT and
-    SIGTERM interrupt it: in training it saves first.
-    """
-    os.environ.update(environment)
-    os.setsid()  # Ctrl-C in the launcher's terminal goes to the launcher, which tells the arms
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    from hdm.run import execute
-
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        wait_for(Path(folder))
-        mark(Path(folder), sweep)
-        outcome = execute(matched(compose(overrides, default_experiment=DEFAULT_EXPERIMENT)))
-    except KeyboardInterrupt:
-        return {"status": "interrupted", "reason": ""}
-    except HdmError as error:
-        print(f"error: {error}", flush=True)
-        return {"status": "failed", "reason": str(error)}
-    except Exception as error:
-        traceback.print_exc()
-        return {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    return {"status": outcome.status, "reason": ""}
-
-
-def wait_for(folder: Path) -> None:
-    """Return when no process works in the run folder: a launcher that was killed leaves its arms running."""
-    with locked(folder / "lock"):
-        pass
 
 
 def _label(point: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in point.items()) or "baseline"
 
 
-def sort_keys(swept: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def sort_keys(swept: Mapping[str, T]) -> dict[str, T]:
     """The swept keys in the order of the axes, the seed last, so that repetitions of a setting run one after the other."""
     order = list(AXES)
     rank = {key: (key == "seed", order.index(key) if key in order else len(order)) for key in swept}
-    return {key: list(swept[key]) for key in sorted(swept, key=lambda key: rank[key])}
+    return {key: swept[key] for key in sorted(swept, key=lambda key: rank[key])}

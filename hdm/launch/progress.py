@@ -1,6 +1,7 @@
 """One line per arm while a sweep runs: live on a terminal, at every change and now and then in a log file."""
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 
 from rich.console import Console, Group
@@ -18,11 +19,11 @@ class SweepProgress:
     """What the arms are doing, read from their logs. Used as a context."""
 
     def __init__(self, arms: Sequence[Arm], *, console: Console) -> None:
-        self._arms, self._console = arms, console
-        self._status = {arm.label: "waiting" for arm in arms}
-        self._offsets = {arm.label: 0 for arm in arms}
-        self._samples = {arm.label: 0 for arm in arms}
-        self._metrics: dict[str, dict[str, float]] = {arm.label: {} for arm in arms}
+        self._arms, self._console = arms, console  # a search adds arms on the way
+        self._status: dict[str, str] = defaultdict(lambda: "waiting")
+        self._offsets: dict[str, int] = defaultdict(int)
+        self._samples: dict[str, int] = defaultdict(int)
+        self._metrics: dict[str, dict[str, float]] = defaultdict(dict)
         self._printed = time.monotonic()
         self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
 

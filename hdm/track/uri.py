@@ -4,6 +4,8 @@ import logging
 import os
 import shlex
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 OFF = "off"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_LOCK = 0x68646D  # any number, the same in every process
 
 
 def resolve(uri: str | None) -> str | None:
@@ -70,20 +73,38 @@ def connect(uri: str) -> "MlflowClient":
 
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    path = sqlite_path(uri) if uri.startswith("sqlite") else None
-    if path is None:
+    if not uri.startswith(DATABASES):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = sqlite_path(uri) if uri.startswith("sqlite") else None
     # A fresh database is unusable when two processes meet in its migrations, or one is killed there. They run in the constructor
-    # and at the first request; so one process makes it, elsewhere, and it appears when it is complete.
-    with locked(path.with_name(path.name + ".lock")):
-        if not path.exists():
+    # and at the first request; so one process at a time makes it, a file elsewhere, and it appears when it is complete.
+    with alone(uri):
+        if path is not None and not path.exists():
             with replacing(path) as partial:
                 fresh = f"sqlite:///{partial.absolute()}"
                 MlflowClient(tracking_uri=fresh, registry_uri=fresh).search_experiments(max_results=1)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     return client
+
+
+@contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """Hold the lock of the database at `uri`: of a file beside an SQLite file, of PostgreSQL itself; other databases have none."""
+    if uri.startswith("sqlite") and (path := sqlite_path(uri)) is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(path.name + ".lock")):
+            yield
+    elif uri.startswith("postgresql"):
+        import sqlalchemy
+
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+        with engine.connect() as connection:  # the lock ends with the connection, however this process ends
+            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_LOCK})"))
+            connection.commit()
+            yield
+    else:
+        yield
 
 
 def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:

@@ -105,7 +105,7 @@ def test_sweep_files_are_the_same_lines(tmp_path):
         "merge: [cross, concat]\nrouting.rate: [0.25, 0.5]\nseeds: 2\nmetric: fid\nname: my run\n"
     )
     sweep = parse(["sweep=mine", "seeds=1"])
-    assert (len(sweep.arms), sweep.metric) == (4, "fid")
+    assert (len(sweep.arms), sweep.options.metric) == (4, "fid")
     assert sweep.arms[0].run.name == "my run"
     (tmp_path / "sweeps" / "mine.yaml").write_text("- merge\n")
     with pytest.raises(ConfigError, match="holds a list"):

@@ -16,7 +16,6 @@ def trials(folder, name="val/loss (minimize)"):
 
 def test_points_and_values_are_on_disk(tmp_path):
     first = study(tmp_path)
-    first.ask({"merge": "cross", "seed": "0"})
     first.tell({"merge": "cross", "seed": "0"}, 0.5)
     first.tell({"merge": "concat", "seed": "1"}, float("nan"))
     first.tell({"merge": "concat", "seed": "0"}, None)
@@ -29,10 +28,7 @@ def test_points_and_values_are_on_disk(tmp_path):
 
 def test_a_launcher_that_comes_back_doubles_nothing(tmp_path):
     point = {"merge": "cross", "seed": "0"}
-    study(tmp_path).ask(point)  # and died
-    again = study(tmp_path)
-    again.ask(point)
-    again.tell(point, 0.5)
+    study(tmp_path).tell(point, 0.5)  # and died
     study(tmp_path).tell(point, 0.5)
     assert trials(tmp_path) == [("COMPLETE", point, 0.5)]
 
