@@ -172,7 +172,8 @@ def read_tiles(
         return merge_heads(attend(q, k, v, seen, scale=scale))
 
     parts = ((q, tiles.queries), (k, tiles.keys), (v, tiles.keys))
-    mixed = attend(*(_fold(x, index, images=n, count=count) for x, index in parts), seen, scale=scale)
+    q, k, v = (_fold(x, index, images=n, count=count) for x, index in parts)
+    mixed = attend(q, k, v, seen, scale=scale)
     return merge_heads(mixed).reshape(batch, len(tiles.queries), -1).index_select(1, tiles.back)
 
 

@@ -34,18 +34,18 @@ def register() -> None:
             register_flop_formula(kernel)(formula)
 
 
-def forward(q: Shape, k: Shape, v: Shape, window: Shape, *rest: Any, grid_at: int | None = None, **_: Any) -> int:
+def forward(q: Shape, _k: Shape, v: Shape, window: Shape, *rest: Any, grid_at: int | None = None, **_: Any) -> int:
     """FLOPs of (B, rows, columns, H, C) queries that read a window each; of permuted tokens (B, T, H, C) the grid is told."""
     return _products(q, v, window, rest[4:], grid_at=grid_at, products=(1, 1))
 
 
-def backward(q: Shape, k: Shape, v: Shape, *rest: Any, grid_at: int | None = None, **_: Any) -> int:
+def backward(q: Shape, _k: Shape, v: Shape, *rest: Any, grid_at: int | None = None, **_: Any) -> int:
     """FLOPs of the gradients of queries, keys and values, the scores again included."""
     window = rest[3]  # behind the output, its gradient and the sums
     return _products(q, v, window, rest[8:], grid_at=grid_at, products=(3, 2))
 
 
-def full(q: Shape, k: Shape, v: Shape, *rest: Any, products: tuple[int, int], **_: Any) -> int:
+def full(q: Shape, k: Shape, v: Shape, *_rest: Any, products: tuple[int, int], **_: Any) -> int:
     """FLOPs of (B, T, H, C) queries that read all keys."""
     return 2 * math.prod(q[:-1]) * k[1] * (products[0] * q[-1] + products[1] * v[-1])
 

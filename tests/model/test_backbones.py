@@ -8,11 +8,13 @@ from nano import CONTEXT, architecture, inputs, network
 from torch import nn
 
 from hdm.config.axes import OBJECTIVE
-from hdm.config.schema import Final, QKNorm
+from hdm.config.schema import QKNorm
+from hdm.diffusion.alignment import misalignment
 from hdm.model import build
 from hdm.model.adaln import Gate, Modulation
 from hdm.model.attention import Layout
 from hdm.model.backbone import Tap
+from hdm.model.block import Block
 
 D, HEADS, N, L = 32, 2, 6, 5
 GELU = ("gelu", {"width": 128 / 48})
@@ -228,20 +230,6 @@ def test_counts_of_the_spec():
     assert sum(count(block.merge) for block in model.out_blocks) == 14 * (2 * 1152 * 1152 + 1152)
 
 
-@pytest.mark.parametrize("name", ["xut", "dit", "uvit", "mmdit"])
-def test_permuted_image_tokens_permute_the_output(name):
-    """With their positions, and no operation on the grid."""
-    axes = {"xut": {}, "dit": DIT, "uvit": uvit(), "mmdit": DIT | {"backbone": "mmdit", "text_fusion": "mmdit"}}[name]
-    model = network(**(axes | {"encoding": "axial_rope"})).double()
-    given = inputs(model, dtype=torch.float64)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
-    patches = nn.functional.unfold(given.x, 2, stride=2)
-    dense = nn.functional.unfold(given.run(model), 2, stride=2)
-    given.x = nn.functional.fold(patches[:, :, order], (8, 8), 2, stride=2)
-    given.condition.position = given.condition.position[:, order]
-    near(nn.functional.unfold(given.run(model), 2, stride=2), dense[:, :, order])
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_a_tap_is_what_a_hook_sees(depth, checkpointing):
@@ -256,6 +244,29 @@ def test_a_tap_is_what_a_hook_sees(depth, checkpointing):
     assert (tap.kept is not None) == routed
     if routed:
         assert torch.equal(tap.kept, given.route.noise.argsort(dim=1)[:, :8].sort(dim=1).values)
+
+
+@pytest.mark.parametrize("name", ["xut", "uvit", "hdit", "dit", "mmdit", "sana"])
+def test_the_tap_of_every_backbone_takes_the_alignment_loss(name):
+    """Behind every block: image tokens alone, of the block's width, as a hook sees them, and gradients to all blocks up to it."""
+    model = network(backbone=name)
+    given = inputs(model)
+    blocks = sorted((m for m in model.modules() if isinstance(m, Block)), key=lambda block: block.index)
+    for depth in range(1, len(blocks) + 1):
+        seen, tap = [], Tap(depth=depth)
+        hook = blocks[depth - 1].register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out))
+        model(given.x, given.timestep, given.condition, route=given.route, tap=tap)
+        hook.remove()
+        images = tap.tokens.shape[1]
+        assert torch.equal(tap.tokens, seen[0][:, :images])
+        assert tap.tokens.shape[2] == model.tap_width(depth)
+        grid = 4 if name == "hdit" and tap.tokens.shape[2] == D else 16
+        assert images == (grid if tap.kept is None else tap.kept.shape[1])
+        features = torch.randn(2, grid, tap.tokens.shape[2], generator=torch.Generator().manual_seed(depth))
+        model.zero_grad()
+        misalignment(tap.tokens, features, tap.kept).sum().backward()
+        reached = [any(p.grad is not None and p.grad.any() for p in block.parameters()) for block in blocks]
+        assert reached == [i < depth for i in range(len(blocks))]
 
 
 def test_hdit_is_strided_convolutions_around_its_blocks():
@@ -283,33 +294,6 @@ def test_hdit_is_strided_convolutions_around_its_blocks():
     last = outer.up[0]
     x, last.merge = torch.lerp(state, x, last.merge.factor), None
     near(got, model.out(go(outer, last, x, c.position), (4, 4)))
-
-
-@pytest.mark.parametrize("name", ["xut", "uvit", "mmdit"])
-def test_every_backbone_reduces_to_the_plain_stack(name):
-    """Without merges and routes, and with the same weights for text where it has its own (spec 14, invariant 1)."""
-    same = {"merge": "none", "adaln": "none", "routing": "none", "norm": "rms", "attention": "full", "mlp": "swiglu"}
-    same |= {"encoding": "axial_rope", "size": {"post_depth": 2}}
-    ends = {"final_norm": False, "final": Final.none, "zero_output": False}
-    plain = network(backbone=("dit", {"blocks": 9, **ends}), text_fusion="concat", **same).double()
-    other = network(backbone=(name, ends), text_fusion="mmdit" if name == "mmdit" else "concat", **same).double()
-    blocks = [m for m in other.modules() if type(m).__name__ == "Block"]
-    own = sorted(blocks, key=lambda b: b.index) if name != "xut" else blocks_of_xut(other)
-    assert len(own) == 9
-    for part in ("patch", "time", "aspect", "text", "out"):
-        getattr(other, part).load_state_dict(getattr(plain, part).state_dict())
-    for block, source in zip(own, plain.stack):
-        weights = source.state_dict()
-        twins = {f"text_{key}": value for key, value in weights.items() if f"text_{key}" in block.state_dict()}
-        if block.ends_text:
-            twins["text_attn.kv.weight"] = weights["attn.qkv.weight"][D:]
-        block.load_state_dict(weights | twins)
-    given = inputs(plain, dtype=torch.float64)
-    near(given.run(other), given.run(plain))
-
-
-def blocks_of_xut(model):
-    return [*model.pre, *(b for group in [*model.encoder, *model.decoder] for b in group), *model.post]
 
 
 @pytest.mark.parametrize("name", ["xut", "uvit", "hdit", "dit", "mmdit", "sana"])

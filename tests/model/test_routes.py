@@ -166,7 +166,12 @@ def test_invariant_2_a_route_of_identity_blocks_returns_its_input(pair, rate, gr
     is the mask token's, or 0.
     """
     backbone, routing = pair
-    axes = {"backbone": backbone, "text_fusion": "mmdit" if backbone == "mmdit" else "concat", "routing": routing}
+    axes = {
+        "backbone": backbone,
+        "text_fusion": "mmdit" if backbone == "mmdit" else "concat",
+        "routing": routing,
+        "encoding": "nope",
+    }
     model = scrambled(seed, but=["adaln."], adaln=("shared", {"gate": Gate.zero}), merge="none", **axes)
     given = inputs(model, grid=grid)
     route = Route(noise=given.route.noise, rate=rate)
@@ -189,7 +194,7 @@ def test_invariant_2_a_route_of_identity_blocks_returns_its_input(pair, rate, gr
     if name == "deferred_mask" and kept is not None:
         gone = ~stays.view(2, 1, *grid).repeat_interleave(2, 2).repeat_interleave(2, 3)
         expected = expected.masked_fill(gone, 0.0)
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)  # its output layer sees another number of rows
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)  # its output layer sees another number of rows
     else:
         assert torch.equal(got, expected)
 
