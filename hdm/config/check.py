@@ -5,6 +5,7 @@ config, as a method `check(self, run: RunConfig) -> None`; the others are here.
 """
 
 import dataclasses
+import importlib.util
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from hdm.config import compat
 from hdm.config.axes import AXES
 from hdm.config.errors import ConfigError
 from hdm.config.schema import RunConfig
+from hdm.config.stages import check_stages
 
 
 def check(run: RunConfig) -> None:
@@ -24,6 +26,8 @@ def check(run: RunConfig) -> None:
     _batches(run)
     _averages(run)
     _whole(run)
+    check_stages(run)
+    _lora(run)
     compat.check(run)
     for axis in AXES:
         if hasattr(getattr(run, axis), "check"):
@@ -84,10 +88,29 @@ def _whole(run: RunConfig) -> None:
         )
 
 
+def _lora(run: RunConfig) -> None:
+    lora = run.lora
+    require(lora.rank >= 0, f"lora.rank={lora.rank}: must be 0, for no adapters, or above")
+    require(lora.alpha is None or lora.alpha > 0, f"lora.alpha={lora.alpha}: must be above 0")
+    require(lora.factor >= 1, f"lora.factor={lora.factor}: must be 1 or above; 4 is usual")
+    if lora.rank == 0:
+        return
+    require(
+        importlib.util.find_spec("peft") is not None,
+        f"lora.rank={lora.rank}: the package peft is not installed; pip install 'hdm-lab[lora]', or set lora.rank=0",
+    )
+    rule = getattr(getattr(run.optimizer, "rule", None), "name", "")
+    require(
+        rule != "mup" and not hasattr(run.optimizer, "hidden_lr"),
+        f"lora.rank={lora.rank}: which rate an adapter gets is said by its fan-in; use optimizer=adamw with optimizer.rule=mup_report",
+    )
+
+
 _POSITIVE = """
     model.dim model.mlp_dim model.heads model.head_dim model.depth model.enc_blocks model.dec_blocks model.patch
     train.batch_size train.accumulation train.log_every train.validate_every train.sample_every train.checkpoint_every
-    train.keep_checkpoints validation.samples validation.timesteps validation.batch_size sampling.batch_size eval.samples
+    train.keep_checkpoints train.milestone_every parallel.timeout validation.samples validation.timesteps validation.batch_size
+    sampling.batch_size eval.samples
     hardware.devices budget.steps budget.samples budget.flops budget.seconds
 """.split()
 _NOT_NEGATIVE = "model.pre_depth model.post_depth train.clip train.workers sampling.grid ema.power seed".split()

@@ -28,6 +28,15 @@ class Dtype(Enum):
     fp16 = "fp16"
 
 
+class Storage(Enum):
+    """Whether, and in which numbers, what a frozen network gives is kept on the disk (see `hdm.cache`)."""
+
+    none = "none"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 class QKNorm(Enum):
     """What the queries and keys of each head go through before they are rotated (spec 7)."""
 
@@ -59,6 +68,36 @@ class Resolution(Enum):
     fixed = "fixed"
     sqrt = "sqrt"
     flux = "flux"
+
+
+class Moments(Enum):
+    """What becomes of the optimizer's state at the beginning of a stage; weights and averages carry over always."""
+
+    reset = "reset"
+    keep = "keep"
+
+
+class Strategy(Enum):
+    """How several processes share the work: whole copies of the network (DDP), or shards of it (FSDP2)."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
+class Compression(Enum):
+    """Arithmetic in which DDP exchanges gradients; the report's author had fp16 (spec 1.4)."""
+
+    none = "none"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Weights(Enum):
+    """Which weights of a checkpoint: the power-function average (or the best there is), the raw ones, or the plain average."""
+
+    ema = "ema"
+    raw = "raw"
+    ema_decay = "ema_decay"
 
 
 class Resume(Enum):
@@ -160,7 +199,20 @@ class TrainConfig:
     validate_every: int = option(16384, "samples between two validations")
     sample_every: int = option(16384, "samples between two sample grids")
     checkpoint_every: int = option(16384, "samples between two checkpoints")
-    keep_checkpoints: int = option(2, "checkpoints to keep besides the first")
+    keep_checkpoints: int = option(2, "checkpoints to keep besides the first and the milestones")
+    milestone_every: int | None = option(
+        None, "samples between two milestones, checkpoints that are kept for good; so is each stage's last"
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class ParallelConfig:
+    """How the network is spread over processes and compiled: from outside of it, and without changing what is computed."""
+
+    strategy: Strategy = option(Strategy.ddp, "with several processes: ddp, or fsdp, which shards weights, averages and moments")
+    compress: Compression = option(Compression.none, "arithmetic in which ddp exchanges gradients")
+    compile: bool = option(False, "torch.compile, block by block; worth its minutes in long runs on an accelerator")
+    timeout: float = option(30.0, "minutes after which a process that does not answer is given up")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -241,6 +293,27 @@ class TrackConfig:
     parent: str | None = option(None, "parent run, set by hdm.sweep: its folder, relative to `out`, or an MLflow run id")
 
 
+class Adapter(Enum):
+    """The form of a low-rank update."""
+
+    lora = "lora"
+    lokr = "lokr"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Fine-tuning by low-rank adapters beside frozen weights, through peft (LoRA: Hu et al., 2021); rank 0 trains all weights.
+
+    Adapters imply routing.rate=0, which a line of one's own overrules: few steps are not to be spent on part of the tokens.
+    """
+
+    rank: int = option(0, "rank r of the update of each layer; 0 for no adapters")
+    alpha: float | None = option(None, "the update is multiplied by alpha / rank; null: 1")
+    kind: Adapter = option(Adapter.lora, "lora: B A; lokr: a Kronecker product (LyCORIS), whose left factor has `factor` rows")
+    factor: int = option(4, "of kind=lokr; 4 in the report author's fine-tuning configuration")
+    targets: list[str] = option([], "linear layers by the end of their names, such as [attn.qkv,mlp.w12]; [] is all of the blocks")
+
+
 @dataclass(kw_only=True, slots=True)
 class HardwareConfig:
     """What the plan and the progress line assume of the machine."""
@@ -255,21 +328,14 @@ class HardwareConfig:
 
 @dataclass(kw_only=True, slots=True)
 class StageConfig:
-    """One stage of a progressive run (report, "Recipe"); a null takes the value of the run."""
+    """One stage of a progressive run (report, "Recipe"); written as `stages.NAME.FIELD` and `stages.NAME.KEY-OF-THE-RUN`."""
 
     name: str = option("", "label")
-    size: int = option(256, "crop size in pixels")
-    images: int | None = option(None, "images in the stage's data set")
-    epochs: float = option(1.0, "passes over them")
-    lr: float | None = option(None, "base learning rate (muP, base width 1)")
-    betas: list[float] | None = option(None, "AdamW betas")
-    weight_decay: float | None = option(None, "AdamW weight decay")
-    clip: float | None = option(None, "largest global gradient norm")
-    batch_size: int | None = option(None, "global batch")
-    accumulation: int | None = option(None, "micro-batches per step")
-    gradient_checkpointing: bool | None = option(None, "recompute blocks in the backward pass")
-    routing_rate: float | None = option(None, "fraction of image tokens that bypass")
-    max_length: int | None = option(None, "text tokens")
+    images: int | None = option(None, "images that make an epoch; null: those of the stage's data set")
+    epochs: float | None = option(None, "passes over them, in whole batches")
+    steps: int | None = option(None, "optimizer steps, instead of epochs")
+    moments: Moments = option(Moments.reset, "reset: the optimizer starts afresh, as in a run of its own; keep: it carries over")
+    set: list[str] = option([], "what differs from the run: lines as on the command line")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -292,6 +358,13 @@ class RunConfig:
         " forward pass, are within 1 % of those of the report's XUT at the same sizes; the run stores the sizes and match=none",
     )
     matched: str = option("", "what match= came to; written by the laboratory")
+    init_from: str | None = option(
+        None, "start from these weights: a run folder, a checkpoint, an exported .safetensors, or a file of the published layout"
+    )
+    init_weights: Weights = option(Weights.ema, "which weights of it: ema, raw or ema_decay")
+    init_strict: bool = option(True, "false loads what fits and lists what does not")
+    init_digest: str = option("", "digest of the weights that init_from names; written by the laboratory")
+    lora: LoraConfig = option(LoraConfig(), "adapters")
     model: ModelConfig = option(ModelConfig(), "sizes")
     backbone: Any = None
     merge: Any = None
@@ -318,6 +391,7 @@ class RunConfig:
 
     captions: CaptionConfig = option(CaptionConfig(), "caption draws")
     train: TrainConfig = option(TrainConfig(), "training loop")
+    parallel: ParallelConfig = option(ParallelConfig(), "processes")
     budget: BudgetConfig = option(BudgetConfig(), "when to stop")
     ema: EmaConfig = option(EmaConfig(), "averaged weights")
     validation: ValidationConfig = option(ValidationConfig(), "validation loss")

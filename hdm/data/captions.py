@@ -61,6 +61,12 @@ def draw_caption(text: str, config: CaptionConfig, rng: np.random.Generator) -> 
     return ", ".join(words)
 
 
+def only_caption(text: str, config: CaptionConfig) -> str | None:
+    """The one caption, besides the empty one, that can be drawn from a record; None where draws differ."""
+    random = config.shuffle or config.tag_dropout > 0 or config.group_dropout > 0
+    return None if random and parse_caption(text).groups else full_caption(text)
+
+
 def _ordered(items: tuple[T, ...], shuffle: bool, rng: np.random.Generator) -> list[T]:
     return [items[i] for i in rng.permutation(len(items))] if shuffle else list(items)
 
