@@ -109,7 +109,7 @@ class CollectedSource(PreparedSource):
         open_ = [name for name in counts if not ((folder / name).exists() and _found(folder, name).exists())]
         with Workers(self, folder, open_, self.workers) as workers, progress(f"Preparing {folder}", total, "files") as advance:
             advance(sum(count for name, count in counts.items() if name not in open_))
-            workers.watch(advance, lambda bad: self._refuse(folder, bad, total))
+            workers.watch(advance)
         findings = {name: json.loads(_found(folder, name).read_text(encoding="utf-8")) for name in counts}
         quarantined = self._report(folder, findings, total)
         self._refuse(folder, quarantined, total)
@@ -143,7 +143,7 @@ class CollectedSource(PreparedSource):
                 path.unlink(missing_ok=True)
         return counts
 
-    def _pack(self, folder: Path, name: str, advance: Callable[[bool], None]) -> None:
+    def _pack(self, folder: Path, name: str, advance: Callable[[], None]) -> None:
         """Make one shard."""
         found: dict[str, Any] = {"images": 0, "quarantine": [], "notes": Counter()}
 
@@ -156,11 +156,11 @@ class CollectedSource(PreparedSource):
                     except UnusableError as error:
                         entry = {"file": item.where, "key": item.key, "reason": error.reason, "detail": error.detail}
                         found["quarantine"].append(entry)
-                        advance(True)
+                        advance()
                         continue
                     found["images"] += 1
                     found["notes"].update(notes)
-                    advance(False)
+                    advance()
                     yield record
 
         write_shard(folder / name, usable())
@@ -206,7 +206,7 @@ class Workers:
 
     def __init__(self, source: CollectedSource, folder: Path, names: list[str], count: int) -> None:
         context = multiprocessing.get_context("fork")
-        self._taken, self._done, self._bad = context.Value("q", 0), context.Value("q", 0), context.Value("q", 0)
+        self._taken, self._done = context.Value("q", 0), context.Value("q", 0)
         self._source, self._folder, self._names = source, folder, names
         self._processes = [
             context.Process(target=self._run, args=(os.getpid(),), daemon=True) for _ in range(min(count, len(names)))
@@ -225,8 +225,8 @@ class Workers:
         for process in self._processes:
             process.join()
 
-    def watch(self, advance: Callable[[float], None], judge: Callable[[int], None]) -> None:
-        """Wait until all is done; `judge` is told, now and then, how many files cannot be used, and may raise."""
+    def watch(self, advance: Callable[[float], None]) -> None:
+        """Wait until all is done. Raises DataError when a process ends before."""
         shown = 0
         while True:
             alive = any(process.is_alive() for process in self._processes)
@@ -241,21 +241,17 @@ class Workers:
                 )
             if not alive:
                 return
-            judge(self._bad.value)
             time.sleep(0.05)
 
     def _run(self, parent: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-        def advance(bad: bool) -> None:
+        def advance() -> None:
             if os.getppid() != parent:
                 os._exit(1)  # nobody waits for this any more
             with self._done.get_lock():
                 self._done.value += 1
-            if bad:
-                with self._bad.get_lock():
-                    self._bad.value += 1
 
         try:
             while True:

@@ -49,11 +49,13 @@ def picture(data: bytes, name: str, *, min_side: int, max_pixels: float) -> Pict
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kind, notes = _header(data, min_side=min_side, max_pixels=min(max_pixels, _MOST_PIXELS))
+    box = (1, 1) if kind in _STORED else None
     try:
-        box = (1, 1) if kind in _STORED else None
         decoded = decode(data, box or _size(data))
-    except DataError as error:
-        raise UnusableError("truncated or damaged", str(error).removeprefix("image cannot be decoded: ")) from None
+        if kind == "PNG":  # whose decoder does not look at the last checksums
+            Image.open(io.BytesIO(data)).verify()
+    except Exception as error:  # decoders raise whatever they like on damaged input
+        raise UnusableError("truncated or damaged", _words(error).removeprefix("image cannot be decoded: ")) from None
     extension = _STORED.get(kind, kind.lower())
     named = PurePath(name).suffix.lower().lstrip(".")
     if named and _SAME.get(named, named) != _SAME.get(extension, extension):
@@ -77,7 +79,7 @@ def _header(data: bytes, *, min_side: int, max_pixels: float) -> tuple[str, list
     except Image.DecompressionBombError:
         raise UnusableError("too many pixels", "more than Pillow opens") from None
     except Exception as error:  # decoders raise whatever they like on damaged input
-        raise UnusableError("truncated or damaged", f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from None
+        raise UnusableError("truncated or damaged", _words(error)) from None
     if width * height > max_pixels:
         raise UnusableError("too many pixels", f"{width} x {height}")
     if min(width, height) < min_side:
@@ -90,6 +92,11 @@ def _header(data: bytes, *, min_side: int, max_pixels: float) -> tuple[str, list
     if image.mode.startswith("I") or ";16" in depth:
         notes.append("16 bits a channel")
     return image.format or "", notes
+
+
+def _words(error: Exception) -> str:
+    name = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
+    return name + " ".join(str(error).split())[:120]
 
 
 def _size(data: bytes) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from typing import Any
 from hdm.cli import progress
 from hdm.config.axes import DATA
 from hdm.config.errors import DataError
+from hdm.config.lines import quote
 from hdm.config.schema import RunConfig
 from hdm.data.shards import Record, Shard, Shards, write_shard
 from hdm.files import locked, sha256, write_json
@@ -68,7 +69,9 @@ class Source(ABC):
         default = type(self.config)()
         fields = [field.name for field in dataclasses.fields(self.config)]
         changed = [
-            shlex.quote(f"data.{f}={getattr(self.config, f)}") for f in fields if getattr(self.config, f) != getattr(default, f)
+            shlex.quote(f"data.{f}={quote(getattr(self.config, f))}")
+            for f in fields
+            if getattr(self.config, f) != getattr(default, f)
         ]
         place = [] if str(datasets) == RunConfig().datasets else [f"datasets={datasets}"]
         return " ".join(["python -m hdm.prepare", f"data={self.name}", *changed, *place, *flags])

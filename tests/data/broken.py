@@ -45,7 +45,7 @@ def deep(image: Image.Image) -> bytes:
 
 # what is wrong -> the reason that is given, the file's extension, its bytes and those of its caption (None: no file)
 BROKEN: dict[str, tuple[str, str, Callable[[Image.Image], bytes], bytes | None]] = {
-    "truncated": ("truncated or damaged", ".jpg", lambda i: saved(i, "JPEG")[:3000], b"x"),
+    "truncated": ("truncated or damaged", ".jpg", lambda i: saved(i, "JPEG")[: len(saved(i, "JPEG")) // 2], b"x"),
     "damaged": ("truncated or damaged", ".png", lambda i: saved(i, "PNG")[:-300] + bytes(300), b"x"),
     "empty": ("empty file", ".jpg", lambda i: b"", b"x"),
     "html": ("not a picture", ".jpg", lambda i: b"<!DOCTYPE html><title>404 Not Found</title>", b"x"),

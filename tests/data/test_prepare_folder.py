@@ -188,7 +188,7 @@ def test_groups_go_to_one_split(tmp_path):
 
 def test_names(tmp_path):
     folder = small(tmp_path / "p", ["a.b/c.d", "a.b/c", "é", "nested/deeper/x", "%41"])
-    (folder / "é.PNG").write_bytes(b"")  # a second picture of the name
+    (folder / "é.webp").write_bytes(b"")  # a second picture of the name
     (folder / "alone.txt").write_text("no picture")
     (folder / "notes.json").write_text("{}")
     (folder / ".hidden.jpg").write_bytes(b"")
@@ -197,9 +197,10 @@ def test_names(tmp_path):
     made = ours.prepare(tmp_path / "d")
     found = {key for split in ("train", "val") for key in keys(ours.open(tmp_path / "d", split))}
     assert {safe(name) for name in ("a.b/c.d", "a.b/c", "é", "nested/deeper/x", "%41")} <= found
+    assert "data.group='\"'\"'^([^/]+)/'\"'\"''" in source(folder, group="^([^/]+)/").command(tmp_path)  # can be pasted
     assert safe("a.b") == "a%2Eb" and safe("a%2Eb") != safe("a.b")
     assert {(Path(e["file"]).name, e["reason"]) for e in entries(made)} == {
-        ("é.jpg", "two pictures of this name"),
+        ("é.webp", "two pictures of this name"),
         ("alone.txt", "caption without a picture"),
     }
 
@@ -244,7 +245,7 @@ def test_damage_is_found_and_repaired(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["data.group=("], r"data\.group=\(: is no regular expression"),
+        (["data.group='('"], r"data\.group=\(: is no regular expression"),
         (["data.group=abc"], r"data\.group=abc: needs one"),
         (["data.val_share=0.9"], r"data\.val_share=0\.9: must be between 0 and 0\.5"),
         (["data.max_quarantined=2"], r"data\.max_quarantined=2\.0: must be between"),

@@ -84,7 +84,7 @@ def test_the_caption():
 
 
 def test_marks_in_tags_and_sentences_do_not_break_the_caption():
-    post = {**POST, "tag_string_general": "||| a%%b $$", "tag_string_artist": None, "tag_string_meta": ["absurdres", "a||||b"]}
+    post = {**POST, "tag_string_general": "||| a%%b $$", "tag_string_artist": None, "tag_string_meta": ["absurdres", "a|||||b"]}
     made = caption_of(post, sentence="It costs $$5 ||| or 10 %% more.", quality="", time="", template=DanbooruConfig().template)
     caption = parse_caption(made)
     assert caption.keep == ("hatsune miku", "vocaloid")
@@ -98,7 +98,7 @@ def danbooru(tmp_path):
     image = broken.photographs()[0]
     for i in range(40):
         post = {
-            **POST, "id": 1000 * i + i, "score": i, "created_at": f"{2004 + i // 2}-01-01", "tag_string_general": f"tag_{i} 2girls",
+            **POST, "id": 1001 * i, "score": i, "created_at": f"{2004 + i // 2}-01-01", "tag_string_general": f"tag_{i} 2girls",
             "parent_id": None if i % 4 == 0 else 1001 * (i - i % 4),
         }  # fmt: skip
         posts.append(post)

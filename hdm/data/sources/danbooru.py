@@ -134,7 +134,8 @@ class Danbooru(CollectedSource):
         except OSError:
             state = "missing"
         caption = caption_of(row, sentence=sentence or "", quality=quality, time=time, template=self.config.template)
-        group = str(row.get("parent_id") or post) if self.config.families else ""
+        parent: Any = row.get("parent_id")  # a float where pandas wrote a column with gaps
+        group = str(int(parent) if _number(parent) else parent or post) if self.config.families else ""
         return Item(key=str(post), where=str(place), caption=caption, group=group, state=state)
 
     def _limits(self, files: list[Path]) -> NDArray[np.float64]:

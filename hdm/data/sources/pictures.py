@@ -32,8 +32,14 @@ class FolderConfig(CollectedConfig):
             groups = re.compile(self.group).groups
         except re.error as error:
             groups = -1
-            require(False, f"data.group={self.group}: is no regular expression ({error}); '^([^/]+)/' is the first sub-folder")
-        require(not self.group or groups == 1, f"data.group={self.group}: needs one (…); '^([^/]+)/' is the first sub-folder")
+            require(
+                False,
+                f"data.group={self.group}: is no regular expression ({error}); \"data.group='^([^/]+)/'\" is the first sub-folder",
+            )
+        require(
+            not self.group or groups == 1,
+            f"data.group={self.group}: needs one (…); \"data.group='^([^/]+)/'\" is the first sub-folder",
+        )
 
 
 @DATA.register("folder", FolderConfig)
