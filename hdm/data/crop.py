@@ -166,7 +166,7 @@ class Crop:
 
     def order(self, seed: int, shards: Shards, *, start: int, batch_size: int) -> Order:
         """Which record each sample is and how large the crops of each micro-batch are; micro-batches begin at `start`."""
-        return Order(seed, len(shards))
+        return Order(seed, len(shards), deck=shards.deck(seed))
 
     def covered(self, box: tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) that the resized image covers when windows of `box` are cut; None: the square."""
@@ -263,7 +263,7 @@ class PatchDiffusion(ShiftedSquare):
         """See `Crop.order`; a micro-batch's window is drawn from (seed, its first sample)."""
         shares = {part: share for part, share in self.shares.items() if share > 0}
         boxes = [(self.size // part, self.size // part) for part in shares]
-        return DrawnOrder(seed, len(shards), boxes=boxes, shares=list(shares.values()))
+        return DrawnOrder(seed, len(shards), boxes=boxes, shares=list(shares.values()), deck=shards.deck(seed))
 
 
 @CROP.register("arb", ArbConfig)
@@ -279,7 +279,7 @@ class Arb(ShiftedSquare):
     def order(self, seed: int, shards: Shards, *, start: int, batch_size: int) -> Order:
         """See `Crop.order`."""
         buckets, boxes = self.assigned(shards.sizes())
-        return BucketOrder(seed, buckets, boxes=boxes, start=start, batch_size=batch_size)
+        return BucketOrder(seed, buckets, boxes=boxes, start=start, batch_size=batch_size, deck=shards.deck(seed))
 
     def assigned(self, sizes: NDArray[np.integer]) -> tuple[NDArray[np.int64], Sequence[tuple[int, int]]]:
         """The bucket of each (width, height), SQUARE where it has none, and the buckets' (height, width)."""

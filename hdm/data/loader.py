@@ -22,8 +22,9 @@ from hdm.config.errors import DataError
 from hdm.config.schema import RunConfig
 from hdm.data.captions import draw_caption, full_caption
 from hdm.data.crop import Arb, ArbConfig, Crop, Cropped
+from hdm.data.deck import permutation
 from hdm.data.images import decode
-from hdm.data.order import SQUARE, permutation
+from hdm.data.order import SQUARE
 from hdm.data.shards import SampleError, Shards
 from hdm.rng import generator
 
@@ -150,6 +151,7 @@ class _Samples(Dataset[_Cut | DataError]):
         """The batch of `samples`. An error is returned, not raised: as a worker's traceback it would lose its one line."""
         skipped: list[Skipped] = []
         try:
+            self.shards.fetch([number for i in samples for number in islice(self.candidates(i), 1)])
             first = self.first(samples[0])
             crops, captions, keys = zip(*(self._sample(i, first, skipped) for i in samples))
         except DataError as error:
