@@ -36,24 +36,25 @@ def command(arguments: list[str]) -> None:
     verify = cli.take_flag(arguments, "--verify")
     cli.reject_unknown([a for a in arguments if a.startswith("-")], "the flags are --verify and --help")
 
-    from hdm.config.compose import compose
+    from hdm.config.compose import compose, stage_run
 
     run = compose(arguments)
-    fillers = wanted_fillers(run)
-    if not fillers:
+    runs = [stage_run(run, stage) for stage in run.stages] or [run]
+    if not any(map(wanted_fillers, runs)):
         raise ConfigError("nothing to keep: autoencoder.cache and text_encoder.cache are none; set one to bf16, fp16 or fp32")
 
     from hdm.config.axes import DATA
 
-    shards = DATA.build(run.data).open(Path(run.datasets), "train")
-    for filler in fillers:
-        place, index = filler(run, shards)
-        _describe(place, index)
-        if verify:
-            from hdm.conditioning.store import Store
+    for own in runs:
+        shards = DATA.build(own.data).open(Path(own.datasets), "train")
+        for filler in wanted_fillers(own):
+            place, index = filler(own, shards)
+            _describe(place, index)
+            if verify:
+                from hdm.conditioning.store import Store
 
-            Store(place).verify()
-            print("verified")
+                Store(place).verify()
+                print("verified")
 
 
 def wanted_fillers(run: "RunConfig") -> list[Callable[..., "tuple[Place, dict[str, Any]]"]]:
@@ -66,6 +67,7 @@ def wanted_fillers(run: "RunConfig") -> list[Callable[..., "tuple[Place, dict[st
 
 def fill_latents(run: "RunConfig", shards: "Shards", *, records: int = RECORDS) -> "tuple[Place, dict[str, Any]]":
     """Posteriors of all crops of `shards`. Raises DataError when a shard is lost or the disk is full."""
+    import numpy as np
     import torch
 
     from hdm.conditioning.cache import STORED, crop_key, latent_place
@@ -83,7 +85,7 @@ def fill_latents(run: "RunConfig", shards: "Shards", *, records: int = RECORDS) 
         tensors: dict[str, list[torch.Tensor]] = {"mean": [], "std": []}
         sums = Sums()
         for crops in _groups(_crops(run, shards, numbers), 8 * chunk):
-            pixels = torch.stack([torch.from_numpy(crop) for crop in crops]).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+            pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
             whole = -(-len(crops) // chunk) * chunk  # full chunks, as in training: another shape may round otherwise
             padded = torch.cat([pixels, pixels[-1:].expand(whole - len(crops), -1, -1, -1)])
             posterior = autoencoder.posterior(padded.to(device))

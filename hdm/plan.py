@@ -6,7 +6,7 @@ checkpointing, plus one of each frozen encoder. Hours assume `hardware.utilisati
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,10 @@ class StagePlan:
     memory: int
     hours: float | None = None
     dollars: float | None = None
+
+    def gpu_hours(self, hardware: HardwareConfig) -> float | None:
+        """Hours of all devices."""
+        return None if self.hours is None else self.hours * hardware.devices
 
 
 @dataclass(kw_only=True, slots=True)
@@ -148,6 +152,16 @@ def _states(run: RunConfig, parameters: int) -> int:
     return parameters * 4 * (1 + 1 + getattr(run.optimizer, "kept", 2) + averages)
 
 
+def planned(run: RunConfig, measured: Mapping[str, float]) -> dict[str, float]:
+    """`cost/planned_hours`: what the plan expects of as many devices as `measured` says there were. {} where no peak is known."""
+    seconds, device_hours = measured.get("cost/seconds"), measured.get("cost/gpu_hours")
+    if not (run.hardware.peak_tflops and seconds and device_hours):
+        return {}
+    hours = [stage.gpu_hours(run.hardware) for stage in plan(run).stages]
+    known = [own for own in hours if own is not None]
+    return {"cost/planned_hours": sum(known) / (device_hours * 3600 / seconds)} if len(known) == len(hours) else {}
+
+
 # --- print ------------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +198,8 @@ def print_plan(run: RunConfig) -> None:
 
 def _notes(run: RunConfig, stages: list[StagePlan]) -> Iterator[str]:
     """What a reader of the table must know: what does not fit, what is unknown and how to make it known, what is assumed."""
+    from hdm.conditioning.sizes import cache_notes
+
     if run.matched:
         yield f"match: {run.matched}"
     yield from compat.adapters(run)
@@ -204,6 +220,7 @@ def _notes(run: RunConfig, stages: list[StagePlan]) -> Iterator[str]:
     if any(stage.encoders is None for stage in stages):
         yield "[yellow]frozen encoders:[/] of a size that is not known here; FLOPs, hours and dollars are without them"
     yield "text: every caption is taken to have as many tokens as may be; shorter ones cost less"
+    yield from cache_notes(run)
     if "square" in getattr(run.crop, "takes", {}):
         yield f"crops: counted as squares of crop.size, but {run.crop.takes['square']}"
     yield "memory: fp32 states and what autograd saves; the frozen encoders and a block in recomputation come on top"
@@ -271,6 +288,7 @@ def _rows(stages: list[StagePlan], hardware: HardwareConfig) -> list[_Row]:
         _Row(label=f"{all_flop[0]}FLOP in all", values=totals, show=lambda v: f"{v / all_flop[1]:,.3g}", adds=True),
         _Row(label="GB per device", values=each(lambda s: s.memory), show=gigabytes),
         _Row(label="hours", values=each(lambda s: s.hours), show=plain(1), adds=True),
+        _Row(label="GPU-hours", values=each(lambda s: s.gpu_hours(hardware)), show=plain(1), adds=True),
     ]
     if any(stage.dollars for stage in stages):
         rows.append(_Row(label="dollars", values=each(lambda s: s.dollars), show=plain(0), adds=True))

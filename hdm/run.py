@@ -125,12 +125,17 @@ def _reevaluation(run: RunConfig, folder: Path) -> list[str]:
 
 
 def _tracked(run: RunConfig, folder: Path, recorder: "EventLog") -> Outcome:
+    from hdm.plan import planned
     from hdm.track.mlflow import tracking
     from hdm.train.loop import train
 
     with tracking(run, folder, recorder) as tracker:
         result = train(run, folder, recorder)
         metrics = dict(result.metrics)
+        if result.status == "finished" and (expected := planned(run, metrics)):
+            recorder.metrics(expected, None)
+            metrics |= expected
+            print(f"planned {expected['cost/planned_hours']:.3g} h, trained {metrics['cost/seconds'] / 3600:.3g} h")
         if result.status == "finished" and run.eval.metrics:
             metrics |= _evaluated(run, folder, recorder)
         tracker.finish(result.status)

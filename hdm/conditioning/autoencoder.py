@@ -5,6 +5,7 @@ Latents leave here normalised per channel, z = (z' - mean) / std, with the figur
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ class Autoencoder(ABC):
 
     def __init__(self, config: AutoencoderConfig, *, cache: Path, device: torch.device | str = "cpu") -> None:
         self.config, self.cache, self.device = config, cache, torch.device(device)
+        self.images: Counter[tuple[int, int]] = (
+            Counter()
+        )  # encoded by a network, by (height, width); whoever prices them empties it
 
     @abstractmethod
     def encode(self, pixels: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"] | None) -> Float[Tensor, "B C h w"]:
@@ -156,8 +160,10 @@ class PretrainedAutoencoder(Autoencoder):
     def posterior(self, pixels: Float[Tensor, "B 3 H W"]) -> Posterior:
         """What `pixels` are encoded to, in chunks of `config.chunk` images."""
         size = self.config.chunk
+        self.images[pixels.shape[2], pixels.shape[3]] += len(pixels)
+        # One layout in memory, whoever asks: kernels for another one round otherwise.
         with compiling("autoencoder", self.config.compile):
-            parts = [self.read(pixels[i : i + size].to(self.dtype)) for i in range(0, len(pixels), size)]
+            parts = [self.read(pixels[i : i + size].to(self.dtype).contiguous()) for i in range(0, len(pixels), size)]
         return Posterior(
             torch.cat([part.mean for part in parts]),
             torch.cat([part.std for part in parts if part.std is not None]) if parts[0].std is not None else None,

@@ -6,6 +6,7 @@ on nothing but the caption. They are float32 whatever the network computes in.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -67,6 +68,7 @@ class TextEncoder(ABC):
 
     def __init__(self, config: TextEncoderConfig, *, cache: Path, device: torch.device | str = "cpu") -> None:
         self.config, self.cache, self.device = config, cache, torch.device(device)
+        self.rows: Counter[int] = Counter()  # that went through a network, by their length; whoever prices them empties it
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
@@ -128,6 +130,7 @@ class PretrainedTextEncoder(TextEncoder):
     def _forward(self, ids: list[list[int]], rows: list[Row]) -> Float[Tensor, "R L D"]:
         """The last hidden states of `rows`; what stands behind the last caption of a row is noise."""
         length = max(start + len(ids[caption]) for row in rows for caption, start in row)
+        self.rows[length] += len(rows)
         tokens = torch.full((len(rows), length), self.blank)
         segment, position = torch.full((len(rows), length), -1), torch.zeros(len(rows), length, dtype=torch.long)
         for number, row in enumerate(rows):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hdm.conditioning.cost import FrozenFlops
 from hdm.config.schema import HardwareConfig, Precision, RunConfig
 from hdm.model.backbone import Architecture
 from hdm.model.flops import count_flops
@@ -33,30 +34,51 @@ class Flops:
 
 @dataclass(kw_only=True, slots=True)
 class Speedometer:
-    """Speed between two readings of the clock, and what the run has cost so far."""
+    """Speed between two readings of the clock, and what the run has cost so far.
+
+    `peak` is the FLOP/s of all `devices`, the processes that train; `passes` of the backbone are computed for the three that count,
+    four where blocks are recomputed; `frozen` is what this process's encoders computed, every process doing the same.
+    """
 
     hardware: HardwareConfig
     peak: float
     last: Clock
+    devices: int = 1
+    passes: int = _PASSES
+    frozen: FrozenFlops | None = None
+    last_frozen: float = 0.0
 
     @classmethod
-    def of(cls, run: RunConfig, device: torch.device, clock: Clock) -> "Speedometer":
-        """For `run` on `device`, starting at `clock`; measures the peak when the configuration names none."""
+    def of(
+        cls, run: RunConfig, device: torch.device, clock: Clock, *, devices: int = 1, frozen: FrozenFlops | None = None
+    ) -> "Speedometer":
+        """For `run` on `devices` like `device`, starting at `clock`; measures the peak when the configuration names none."""
         tflops = run.hardware.peak_tflops
-        peak = tflops * 1e12 * run.hardware.devices if tflops else measure_peak(device, run.train.precision)
-        return cls(hardware=run.hardware, peak=peak, last=clock.copy())
+        peak = devices * (tflops * 1e12 if tflops else measure_peak(device, run.train.precision))
+        passes = _PASSES + run.model.gradient_checkpointing
+        return cls(hardware=run.hardware, peak=peak, last=clock.copy(), devices=devices, passes=passes, frozen=frozen)
 
     def read(self, clock: Clock) -> dict[str, float]:
-        """Speed since the last reading, MFU (counted backbone FLOPs / time / peak) and the costs so far, by metric name."""
+        """Speed since the last reading and the costs so far, by metric name.
+
+        speed/mfu: counted backbone FLOPs / time / peak. speed/hfu: the same with recomputed blocks and the frozen encoders, that is
+        what `hardware.utilisation` of the plan means; left out where an encoder's FLOPs are not known.
+        """
         seconds = max(clock.seconds - self.last.seconds, 1e-9)
+        backbone = clock.flops - self.last.flops
         speeds = {
             "speed/images_per_second": (clock.samples - self.last.samples) / seconds,
-            "speed/mfu": (clock.flops - self.last.flops) / seconds / self.peak,
+            "speed/mfu": backbone / seconds / self.peak,
         }
+        if self.frozen is not None and (total := self.frozen.total()) is not None:
+            encoders = self.devices * (total - self.last_frozen)
+            speeds["speed/hfu"] = (backbone * self.passes / _PASSES + encoders) / seconds / self.peak
+            self.last_frozen = total
         self.last = clock.copy()
-        costs = {"cost/seconds": clock.seconds, "cost/flops": clock.flops}
+        hours = clock.seconds / 3600 * self.devices
+        costs = {"cost/seconds": clock.seconds, "cost/flops": clock.flops, "cost/gpu_hours": hours}
         if self.hardware.dollars_per_hour is not None:
-            costs["cost/dollars"] = clock.seconds / 3600 * self.hardware.devices * self.hardware.dollars_per_hour
+            costs["cost/dollars"] = hours * self.hardware.dollars_per_hour
         return speeds | costs
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from hdm import rng
 from hdm.conditioning.cache import CachedLatents, CachedStates, wanted
-from hdm.config.axes import AUTOENCODER, TEXT_ENCODER, TIMESTEP
+from hdm.conditioning.cost import FrozenFlops
+from hdm.config.axes import AUTOENCODER, DATA, TEXT_ENCODER, TIMESTEP
 from hdm.config.schema import RunConfig
 from hdm.data.loader import Batch
 from hdm.model.backbone import Backbone, Condition, Route
@@ -33,6 +34,13 @@ class Example:
     route: Route
 
 
+def require_caches(runs: Sequence[RunConfig], device: torch.device) -> None:
+    """Raise DataError unless the caches that any of `runs`, the stages to come, asks for are there and fit."""
+    for run in runs if len(runs) > 1 else ():  # the only stage looks for its own in a moment
+        if wanted(run.autoencoder) or wanted(run.text_encoder):
+            Examples(run, device, data=DATA.build(run.data).open(Path(run.datasets), "train").digest)
+
+
 class Examples:
     """Makes examples of batches, with the frozen encoders of a run."""
 
@@ -42,7 +50,9 @@ class Examples:
         cache = Path(run.cache)
         self.text_encoder = TEXT_ENCODER.build(run.text_encoder, cache=cache, device=device)
         self.autoencoder = AUTOENCODER.build(run.autoencoder, cache=cache, device=device)
-        self.cached_latents = self.cached_states = None
+        self.frozen = FrozenFlops(run.text_encoder, run.autoencoder)
+        self.cached_latents: CachedLatents | None = None
+        self.cached_states: CachedStates | None = None
         if data is not None and wanted(run.autoencoder):
             self.cached_latents = CachedLatents(run, self.autoencoder, data=data)
         if data is not None and wanted(run.text_encoder):
@@ -53,6 +63,13 @@ class Examples:
     @torch.no_grad()
     def draw(self, batch: Batch, model: Backbone) -> Example:
         """The training examples of `batch`."""
+        self.text_encoder.rows.clear()  # of validation and pictures: not training
+        self.autoencoder.images.clear()
+        example = self._draw(batch, model)
+        self.frozen.add(self.text_encoder.rows, self.autoencoder.images)
+        return example
+
+    def _draw(self, batch: Batch, model: Backbone) -> Example:
         rows, columns = self.grid(batch.pixels)
         shape = self.latent_shape(batch.pixels)
         return Example(

@@ -17,7 +17,7 @@ from hdm.data.loader import training_batches
 from hdm.model import Architecture, build
 from hdm.train.checkpoint import Writer, latest
 from hdm.train.cost import Flops
-from hdm.train.examples import Examples
+from hdm.train.examples import Examples, require_caches
 from hdm.train.grid import SampleGrid
 from hdm.train.observer import Observer, TrainResult
 from hdm.train.oom import explained
@@ -44,6 +44,7 @@ def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
     with world(run, pick_device(run.device)) as here, StopRequest() as stop:
         todo = stages(run, lambda own: len(DATA.build(own.data).open(Path(own.datasets), "train")))
         _same_network(todo)
+        require_caches([stage.run for stage in todo], here.device)
         start: Path | None = here.gathered(latest(folder) if here.main else None)[0]
         with Writer(start) as writer:
             for stage in todo:

@@ -55,7 +55,8 @@ class Observer:
         self.stage, self.run, self.folder, self.recorder, self.state = stage, stage.run, folder, recorder, state
         self.world, self.validation, self.grid, self.writer = world, validation, grid, writer
         self.meter = Meter(world)
-        self.speed = Speedometer.of(self.run, validation.examples.device, state.clock)
+        examples = validation.examples
+        self.speed = Speedometer.of(self.run, examples.device, state.clock, devices=world.size, frozen=examples.frozen)
         label = f"{folder.name} {stage.name}".strip()
         console = None if world.main else Console(quiet=True)
         self.progress = ProgressLine(label, fraction=stage.fraction(state.clock), clock=state.clock, console=console)

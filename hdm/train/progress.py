@@ -79,6 +79,8 @@ class ProgressLine:
             parts += [f"{known['speed/images_per_second']:.4g} images/s", f"MFU {known['speed/mfu']:.1%}"]
         if (left := self._seconds_left(clock, fraction)) is not None:
             parts.append(f"ETA {_duration(left)}")
+        if "cost/gpu_hours" in known:
+            parts.append(f"{known['cost/gpu_hours']:.3g} device h")
         if "cost/dollars" in known:
             parts.append(f"${known['cost/dollars']:.2f}")
         return "  ".join(parts)

