@@ -130,7 +130,8 @@ class Card:
 
     def _facts(self) -> dict[str, Any]:
         try:
-            return DATA.build(self.run.data).facts()
+            facts: dict[str, Any] = DATA.build(self.run.data).facts()
+            return facts
         except HdmError:  # a package that the data come from is not installed here
             return {}
 

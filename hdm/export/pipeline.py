@@ -20,8 +20,9 @@ from hdm import rng, torchvision_cpu
 
 torchvision_cpu.declare()
 
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput, ModelMixin  # noqa: E402
-from diffusers.configuration_utils import ConfigMixin, register_to_config  # noqa: E402
+import diffusers  # noqa: E402
+from diffusers.configuration_utils import ConfigMixin as _ConfigMixin  # noqa: E402
+from diffusers.configuration_utils import register_to_config as _register  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from hdm.conditioning.weights import torch_dtype  # noqa: E402
@@ -34,13 +35,19 @@ from hdm.diffusion.sampler import Euler, EulerConfig, StepsConfig  # noqa: E402
 from hdm.model import build  # noqa: E402
 from hdm.model.backbone import Architecture, Backbone, Condition, Route, Tap, full_view  # noqa: E402
 
-__all__ = ["DiffusionPipeline", "FlowMatchEulerDiscreteScheduler", "HDMPipeline", "HDMTransformer", "ModelMixin"]
+# diffusers is not typed. It looks for the names of its base classes in the module of a class that it loads.
+ConfigMixin: Any = _ConfigMixin
+DiffusionPipeline: Any = diffusers.DiffusionPipeline
+FlowMatchEulerDiscreteScheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler
+ModelMixin: Any = diffusers.ModelMixin
+_output: Any = diffusers.ImagePipelineOutput
+register_to_config: Any = _register
 
 
 class HDMTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Any backbone of the laboratory; `run` is the flat configuration that config.json of its run holds."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, run: dict[str, Any]) -> None:
         super().__init__()
         self.network = build(Architecture.of(from_flat(run)), seed=None).to_empty(device="cpu")
@@ -98,7 +105,7 @@ class HDMPipeline(DiffusionPipeline):  # type: ignore[misc]
     def __init__(
         self,
         transformer: HDMTransformer,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        scheduler: Any,
         text_encoder: Any = None,
         tokenizer: Any = None,
         vae: Any = None,
@@ -166,7 +173,7 @@ class HDMPipeline(DiffusionPipeline):  # type: ignore[misc]
                 x = callback_on_step_end(self, step, timestep, given).pop("latents", x)
         images = x if output_type == "latent" else self._pictures(x, output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return _output(images=images) if return_dict else (images,)
 
     def _conditions(
         self, prompts: list[str], negative: list[str], *, size: tuple[int, int], grid: tuple[int, int], camera: Camera
@@ -214,11 +221,12 @@ class HDMPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _guidance(self, scale: float | None) -> Guidance:
         config = self.run.guidance
+        if scale == 1.0 and not hasattr(config, "scale"):
+            scale = None
         if scale is not None and not hasattr(config, "scale"):
-            if scale == 1.0:
-                return GUIDANCE.build(config)
             raise ValueError(f"guidance_scale={scale}: the run was exported with guidance=none; export it with guidance=cfg")
-        return GUIDANCE.build(config if scale is None else dataclasses.replace(config, scale=scale))
+        built: Guidance = GUIDANCE.build(config if scale is None else dataclasses.replace(config, scale=scale))
+        return built
 
     def _pictures(self, latents: Tensor, output_type: str) -> Any:
         pixels = self._decoder().decode(latents).float().clamp(-1.0, 1.0).cpu()

@@ -182,6 +182,7 @@ def _misfit(name: str, tensor: Tensor, own: str | None, wanted: Mapping[str, tor
 def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
     for old, new in pairs:
         if match := re.match(re.escape(old).replace(r"\#", r"(\d+)"), name):
-            numbers = iter(match.groups())
-            return re.sub("#", lambda _, numbers=numbers: next(numbers), new) + name[match.end() :]
+            for number in match.groups():
+                new = new.replace("#", number, 1)
+            return new + name[match.end() :]
     return None
