@@ -108,7 +108,7 @@ def _lora(run: RunConfig) -> None:
     rule = getattr(getattr(run.optimizer, "rule", None), "name", "")
     require(
         rule != "mup" and not hasattr(run.optimizer, "hidden_lr"),
-        f"lora.rank={lora.rank}: which rate an adapter gets is said by its fan-in; use optimizer=adamw with optimizer.rule=mup_report",
+        f"lora.rank={lora.rank}: the rate of an adapter follows from its fan-in; use optimizer=adamw optimizer.rule=mup_report",
     )
 
 

@@ -122,7 +122,7 @@ def _unrouted(lines: list[Line]) -> list[Line]:
     routing, rank = choice("routing", lines), lines[place]
     if any(line.source == rank.source and line.key in ("routing", "routing.rate") for line in lines):
         return lines
-    if routing not in AXES["routing"].names() or "rate" not in AXES["routing"].get(routing).config.__dataclass_fields__:
+    if routing not in AXES["routing"].names() or not hasattr(AXES["routing"].get(routing).config(), "rate"):
         return lines
     return [*lines[: place + 1], Line("routing.rate", "0.0", rank.source, str(rank)), *lines[place + 1 :]]
 

@@ -1,8 +1,8 @@
 """XUT's tensors under the names of the report author's published checkpoints, and back. The table is data; values pass unchanged.
 
-The published files differ from ours in names only: qkv, kv and w12 are packed in the same order (gate first), `rope.freqs` holds
-log-frequencies of (heads, head_dim / 4, 2), and both lay a patch's outputs out as (row, column, channel). One entry is no parameter:
-`time_emb.freqs`, the frequencies of the time embedding (spec 1.2).
+The published files differ from ours in names only: qkv, kv and w12 are packed in the same order (gate first), `rope.freqs` are
+log-frequencies of (heads, head_dim / 4, 2). The order of a patch's outputs, (row, column, channel) here, is said by no shape: it is
+assumed, as is that `time_emb.freqs`, no parameter, holds the frequencies of the time embedding without the factor 1000 (spec 1.2).
 """
 
 import math
@@ -49,9 +49,7 @@ OUTSIDE = (
     ("adaln.heads.merge.", "shared_adaln_xattn."),
     ("adaln.heads.mlp.", "shared_adaln_ffw."),
 )
-PAIRS = OUTSIDE + tuple(
-    (own + own_part, their + their_part) for own, their in BLOCKS for own_part, their_part in INSIDE_A_BLOCK
-)
+PAIRS = OUTSIDE + tuple((own + own_part, their + their_part) for own, their in BLOCKS for own_part, their_part in INSIDE_A_BLOCK)
 TIME_FREQUENCIES = "time_emb.freqs"
 PREFIXES = ("unet.model.", "model.", "")  # one-file and training checkpoints, the diffusers layout, the bare network
 BESIDE = ("te.", "vae.")  # other networks of a one-file checkpoint
@@ -151,7 +149,9 @@ def from_published(tensors: Mapping[str, Tensor], model: Backbone, *, source: st
             raise CheckpointError(f"{source}: {_misfit(name, tensor, own, wanted)}")
     missing = next((name for name in wanted if name not in found), None)
     if strict and missing is not None:
-        raise CheckpointError(f"{source}: '{prefix}{published_name(missing)}' is missing; the file is of a smaller network, or cut off")
+        raise CheckpointError(
+            f"{source}: '{prefix}{published_name(missing)}' is missing; the file is of a smaller network, or cut off"
+        )
     return found
 
 
@@ -182,6 +182,7 @@ def _misfit(name: str, tensor: Tensor, own: str | None, wanted: Mapping[str, tor
 def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
     for old, new in pairs:
         if match := re.match(re.escape(old).replace(r"\#", r"(\d+)"), name):
-            numbers = iter(match.groups())
-            return re.sub("#", lambda _, numbers=numbers: next(numbers), new) + name[match.end() :]
+            for number in match.groups():
+                new = new.replace("#", number, 1)
+            return new + name[match.end() :]
     return None

@@ -1,8 +1,8 @@
 """Adapters: low-rank updates of frozen linear layers, by peft. Only they are trained; merged, the network is an ordinary one.
 
-Under optimizer.rule=mup_report an adapter's rate is lr / fan-in, as everywhere: lr / d_in for A (r x d_in), lr / r for B (d_out x r).
-An Adam step then moves B A x by as much at any width and rank as a step of the whole matrix would move W x, up to a constant; B
-learns d_in / r times faster than A, the order that LoRA+ derives (Hayou et al., 2024). The scale alpha / rank multiplies both.
+Under optimizer.rule=mup_report an adapter's rate is lr / fan-in, as everywhere: lr / d_in for A (r x d_in), lr / r for B
+(d_out x r). An Adam step then moves B A x by as much at any width and rank as a step of the whole matrix would move W x, up to a
+constant; B learns d_in / r times faster than A, the order that LoRA+ derives (Hayou et al., 2024). alpha / rank multiplies both.
 """
 
 import json
@@ -20,13 +20,14 @@ from hdm.config.schema import Adapter, RunConfig
 from hdm.files import write_json
 from hdm.model.backbone import Backbone
 from hdm.model.block import Block
+from hdm.model.merge import MpCat
 
 _NAME = "default"  # peft's name of the one adapter
 _ZERO = ("lora_B", "lokr_w1", "lokr_w1_a")  # so that training begins at the frozen network
 
 
 def adapted(run: RunConfig, model: Backbone) -> Backbone:
-    """`model` with the adapters of `run.lora` in place of its target layers, which are frozen with all the rest; rank 0 changes nothing.
+    """`model` with adapters around its target layers, as `run.lora` says, and all other parameters frozen; rank 0 changes nothing.
 
     Their initial values are a function of the seed and their names: uniform in +-1/sqrt(fan-in), or 0 where the update must start
     at 0. On the meta device they have none. Raises ConfigError for targets that name no linear layer.
@@ -63,11 +64,12 @@ def save_adapter(model: Backbone, run: RunConfig, folder: Path) -> list[Path]:
 def targets(run: RunConfig, model: Backbone) -> list[str]:
     """The linear layers that get an adapter: those of the blocks, or those whose names end as `lora.targets` say."""
     found = [
-        f"{path}.{name}"
+        ".".join(filter(None, (path, parent, name)))
         for path, block in model.named_modules()
         if isinstance(block, Block)
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear)
+        for parent, owner in block.named_modules()
+        for name, module in owner.named_children()
+        if isinstance(module, nn.Linear) and not isinstance(owner, MpCat)  # whose matrix is normed before it is used
     ]
     for wanted in run.lora.targets:
         if not any(f".{name}".endswith(f".{wanted}") for name in found):

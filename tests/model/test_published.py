@@ -78,7 +78,7 @@ def mish(x):
 
 
 class Published:
-    """The author's network in float64 numpy, one image and one head at a time, with channel pairs turned by plain sine and cosine."""
+    """The author's network in float64 numpy, one image and one head at a time; sine and cosine turn the channel pairs."""
 
     def __init__(self, tensors):
         self.w = {name: tensor.double().numpy() for name, tensor in tensors.items()}
@@ -180,7 +180,7 @@ def test_imported_weights_compute_the_published_equations(size):
     draw = torch.Generator().manual_seed(3)
     file = {name: 0.4 * torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
     for name, tensor in file.items():
-        tensor += 1.0 if name.endswith("norm.weight") or name.endswith("freqs") else 0.0
+        tensor += 1.0 if name.endswith(("norm.weight", "freqs")) else 0.0
     model = network().double()
     model.load_state_dict(published.from_published(file, model, source="f"))
 
@@ -215,7 +215,7 @@ def damaged(model, change):
     ("change", "words"),
     [
         (lambda f: f.pop("ctx_proj.bias"), "f: 'ctx_proj.bias' is missing"),
-        (lambda f: f.update({"ctx_proj.biass": torch.zeros(D)}), "'ctx_proj.biass' is not of this network; did you mean 'ctx_proj.bias'"),
+        (lambda f: f.update({"ctx_proj.biass": torch.zeros(D)}), "not of this network; did you mean 'ctx_proj.bias'"),
         (lambda f: f.update({"ctx_proj.weight": torch.zeros(D + 1, CONTEXT)}), "'ctx_proj.weight' has shape (25, 24) there"),
         (
             lambda f: f.update({"backbone.enc_blocks.0.0.mlp.w3.weight": torch.zeros(M, D)}),

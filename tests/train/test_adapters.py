@@ -174,7 +174,9 @@ def test_targets_by_the_end_of_their_names(nano):
     run = nano(*LORA, "lora.targets=[attn.qkv,w3]")
     found = targets(run, build(Architecture.of(run), seed=None))
     assert {name.rpartition(".")[2] for name in found} == {"qkv", "w3"}
-    with pytest.raises(ConfigError, match=r"no linear layer of the blocks ends in 'qkw' \(there are attn.kv, attn.out, attn.q, attn.qkv"):
+    with pytest.raises(
+        ConfigError, match=r"no linear layer of the blocks ends in 'qkw' \(there are attn.kv, attn.out, attn.q, attn.qkv"
+    ):
         adapted(nano(*LORA, "lora.targets=[qkw]"), build(Architecture.of(run), seed=None))
 
 
@@ -211,8 +213,8 @@ def test_adapters_beside_an_experiment_do_not_route():
         (["lora.rank=-1"], "lora.rank=-1: must be 0"),
         (["lora.rank=4", "lora.alpha=0"], "lora.alpha=0.0: must be above 0"),
         (["lora.rank=4", "lora.factor=0"], "lora.factor=0"),
-        (["lora.rank=4", "optimizer.rule=mup"], "use optimizer=adamw with optimizer.rule=mup_report"),
-        (["lora.rank=4", "optimizer=muon"], "use optimizer=adamw with optimizer.rule=mup_report"),
+        (["lora.rank=4", "optimizer.rule=mup"], "use optimizer=adamw optimizer.rule=mup_report"),
+        (["lora.rank=4", "optimizer=muon"], "use optimizer=adamw optimizer.rule=mup_report"),
     ],
 )
 def test_refusals(lines, words):

@@ -100,7 +100,9 @@ def test_the_published_layout_is_trained_on(nano, listener, tmp_path):
     save_file(published.to_published(expected, prefix="unet.model."), "published.safetensors")
     begun, _ = initial(nano(*lines, "init_from=published.safetensors", "budget.steps=1"), tmp_path / "tuned")
     assert all(torch.equal(begun[name], tensor) for name, tensor in expected.items())
-    with pytest.raises(ConfigError, match=r"init_from=published.safetensors: the published layout cannot say .*preset=xut_upstream"):
+    with pytest.raises(
+        ConfigError, match=r"init_from=published.safetensors: the published layout cannot say .*preset=xut_upstream"
+    ):
         train(nano("init_from=published.safetensors"), tmp_path / "other", listener)
 
 
@@ -147,9 +149,13 @@ def test_what_fits_is_loaded_when_asked(source, nano, capsys):
 def test_what_is_no_source_is_one_line(make, words, shards):
     make()
     name = next((str(p) for p in Path().glob("x*")), "x")
-    with pytest.raises((ConfigError, CheckpointError)) as caught:
+
+    def attempt():
         run = compose([*NANO, f"init_from={name}"])
         fill(run, build(Architecture.of(run)))
+
+    with pytest.raises((ConfigError, CheckpointError)) as caught:
+        attempt()
     assert f"init_from={name}" in str(caught.value)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
