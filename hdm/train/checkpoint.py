@@ -253,17 +253,21 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Pat
 
 
 def load_model(path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Loaded:
-    """The network of a run folder (its newest complete checkpoint) or of one checkpoint folder, in eval mode.
+    """The network of a run folder (its newest complete checkpoint), of one checkpoint folder or of an exported file, in eval mode.
 
     `weights`: "ema" (the power-function average, else the plain one, else raw), "raw", "ema_decay", or "ema:0.07", the average of
     that relative width made of the run's snapshots. Raises CheckpointError, in one line, for a path that is no checkpoint, a
     damaged one, or one that does not fit its configuration.
     """
     from hdm.model import build
+    from hdm.train import single
+    from hdm.train.adapters import adapted, merged
 
     width = snapshots.width_of(weights)
     if width is None and weights not in _WEIGHTS:
         raise ConfigError(f"weights={weights}: no such weights (options: {', '.join(_WEIGHTS)}, ema:WIDTH)")
+    if Path(path).is_file():
+        return single.load(Path(path), device=device)
     checkpoint = _find(Path(path))
     state = read_state(checkpoint, "config", "samples")
     stem = f"ema-{width:g}" if width else _choose(checkpoint, _WEIGHTS[weights], state["files"])
@@ -271,12 +275,13 @@ def load_model(path: str | Path, *, weights: str = "ema", device: torch.device |
         run = from_flat(state["config"])
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint}: its configuration is not one of this version: {error}") from None
-    model = build(Architecture.of(run), seed=None).to_empty(device=device)  # all values come from the file
+    model = adapted(run, build(Architecture.of(run), seed=None)).to_empty(device=device)  # all values come from the file
     if width:
         tensors = snapshots.average(checkpoint, run.ema, samples=state["samples"], width=width)
     else:
         tensors = read_tensors(checkpoint, stem, device=device)
     load_weights(model, tensors, source=checkpoint / f"{stem}.safetensors")
+    model = merged(model)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     return Loaded(run=run, model=model.eval(), samples=state["samples"], folder=folder, checkpoint=checkpoint, weights=stem)
 
