@@ -99,7 +99,7 @@ def judge(curves: Curves) -> Verdict:
     if worse:
         narrow, wide, rate = worse[0]
         order = (
-            f"wider is not better in {len(worse)} of {len(upto) * (len(best) - 1)} comparisons up to {upto[-1]:.3g} (rate {rate:.3g}:"
+            f"wider is not better in {len(worse)} of {len(upto) * (len(best) - 1)} comparisons up to {upto[-1]:.3g} (at {rate:.3g}:"
             f" {curves.mean(wide, rate):.4g} at width {wide} against {curves.mean(narrow, rate):.4g} at width {narrow})"
         )
     good = octaves <= _OCTAVE and not worse

@@ -49,7 +49,9 @@ OUTSIDE = (
     ("adaln.heads.merge.", "shared_adaln_xattn."),
     ("adaln.heads.mlp.", "shared_adaln_ffw."),
 )
-PAIRS = OUTSIDE + tuple((own + own_part, their + their_part) for own, their in BLOCKS for own_part, their_part in INSIDE_A_BLOCK)
+PAIRS = OUTSIDE + tuple(
+    (own + own_part, their + their_part) for own, their in BLOCKS for own_part, their_part in INSIDE_A_BLOCK
+)
 TIME_FREQUENCIES = "time_emb.freqs"
 PREFIXES = ("unet.model.", "model.", "")  # one-file and training checkpoints, the diffusers layout, the bare network
 BESIDE = ("te.", "vae.")  # other networks of a one-file checkpoint
@@ -149,9 +151,7 @@ def from_published(tensors: Mapping[str, Tensor], model: Backbone, *, source: st
             raise CheckpointError(f"{source}: {_misfit(name, tensor, own, wanted)}")
     missing = next((name for name in wanted if name not in found), None)
     if strict and missing is not None:
-        raise CheckpointError(
-            f"{source}: '{prefix}{published_name(missing)}' is missing; the file is of a smaller network, or cut off"
-        )
+        raise CheckpointError(f"{source}: '{prefix}{published_name(missing)}' is missing; the file is of a smaller network, or cut off")
     return found
 
 

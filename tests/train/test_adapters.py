@@ -174,9 +174,7 @@ def test_targets_by_the_end_of_their_names(nano):
     run = nano(*LORA, "lora.targets=[attn.qkv,w3]")
     found = targets(run, build(Architecture.of(run), seed=None))
     assert {name.rpartition(".")[2] for name in found} == {"qkv", "w3"}
-    with pytest.raises(
-        ConfigError, match=r"no linear layer of the blocks ends in 'qkw' \(there are attn.kv, attn.out, attn.q, attn.qkv"
-    ):
+    with pytest.raises(ConfigError, match=r"no linear layer of the blocks ends in 'qkw' \(there are attn.kv, attn.out, attn.q, attn.qkv"):
         adapted(nano(*LORA, "lora.targets=[qkw]"), build(Architecture.of(run), seed=None))
 
 

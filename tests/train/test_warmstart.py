@@ -100,9 +100,7 @@ def test_the_published_layout_is_trained_on(nano, listener, tmp_path):
     save_file(published.to_published(expected, prefix="unet.model."), "published.safetensors")
     begun, _ = initial(nano(*lines, "init_from=published.safetensors", "budget.steps=1"), tmp_path / "tuned")
     assert all(torch.equal(begun[name], tensor) for name, tensor in expected.items())
-    with pytest.raises(
-        ConfigError, match=r"init_from=published.safetensors: the published layout cannot say .*preset=xut_upstream"
-    ):
+    with pytest.raises(ConfigError, match=r"init_from=published.safetensors: the published layout cannot say .*preset=xut_upstream"):
         train(nano("init_from=published.safetensors"), tmp_path / "other", listener)
 
 
