@@ -116,6 +116,8 @@ def _write(loaded: "Loaded", sources: "list[Source]", points: list[Point], *, mo
 def _sweep(loaded: "Loaded", run: RunConfig, sources: "list[Source]", points: list[Point], *, moment: int, out: Path) -> None:
     """Validation loss of every width, as a table, JSON and a figure."""
     from hdm.config.axes import DATA, OBJECTIVE
+    from hdm.model import Architecture, build
+    from hdm.train.adapters import adapted
     from hdm.train.checkpoint import load_weights
     from hdm.train.examples import Examples
     from hdm.train.loop import pick_device
@@ -125,8 +127,8 @@ def _sweep(loaded: "Loaded", run: RunConfig, sources: "list[Source]", points: li
     device = pick_device(run.device)
     held_out = DATA.build(run.data).open(Path(run.datasets), "val")
     validation = Validation(run, held_out, Examples(run, device), OBJECTIVE.build(run.objective))
-    model = loaded.model.to(device)
-    raw = validation.losses(model).mean().item() if moment == loaded.samples else None
+    raw = validation.losses(loaded.model.to(device)).mean().item() if moment == loaded.samples else None
+    model = adapted(loaded.run, build(Architecture.of(loaded.run), seed=None)).to_empty(device=device)  # as it was trained
     with cli.progress("widths", len(points), "widths") as advance:
         for point in points:
             tensors = synthesize(sources, [point.combination])[0]

@@ -22,6 +22,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from hdm import cli
@@ -92,13 +93,13 @@ def judge(curves: Curves) -> Verdict:
         for rate in upto
         if not curves.mean(wide, rate) < curves.mean(narrow, rate)
     ]
-    lowest = ", ".join(f"{rate:g} at width {width}" for width, rate in best.items())
+    lowest = ", ".join(f"{rate:.3g} at width {width}" for width, rate in best.items())
     near = f"the best rates ({lowest}) lie {octaves:.0f} octave{'' if round(octaves) == 1 else 's'} apart"
-    order = f"wider is better at every rate up to {upto[-1]:g}"
+    order = f"wider is better at every rate up to {upto[-1]:.3g}"
     if worse:
         narrow, wide, rate = worse[0]
         order = (
-            f"wider is not better in {len(worse)} of {len(upto) * (len(best) - 1)} comparisons up to {upto[-1]:g} (rate {rate:g}:"
+            f"wider is not better in {len(worse)} of {len(upto) * (len(best) - 1)} comparisons up to {upto[-1]:.3g} (at {rate:.3g}:"
             f" {curves.mean(wide, rate):.4g} at width {wide} against {curves.mean(narrow, rate):.4g} at width {narrow})"
         )
     good = octaves <= _OCTAVE and not worse
@@ -121,7 +122,7 @@ def _doubts(curves: Curves) -> list[str]:
     ends = {width: best for width in widths if (best := curves.best(width)) in (rates[0], rates[-1])} if len(rates) > 1 else {}
     for width, rate in ends.items():
         side = "lower" if rate == rates[0] else "higher"
-        doubts.append(f"the best rate at width {width} is the end of the grid, {rate:g}; add {side} ones")
+        doubts.append(f"the best rate at width {width} is the end of the grid, {rate:.3g}; add {side} ones")
     return doubts
 
 
@@ -214,12 +215,12 @@ def _print(curves: Curves, verdict: Verdict, metric: str) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{curves.title}: mean {metric} over seeds", title_justify="left")
-    for heading in ("width", *(f"{rate:g}" for rate in curves.rates), "best", "vertex"):
-        table.add_column(heading, justify="right")
+    for heading in ("width", *(f"{rate:.3g}" for rate in curves.rates), "best", "vertex"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for width in curves.widths:
         best, vertex = curves.best(width), curves.vertex(width)
         cells = [f"{curves.mean(width, rate):.4f}" + ("*" if rate == best else " ") for rate in curves.rates]
-        table.add_row(str(width), *cells, f"{best:g}", "-" if vertex is None else f"{vertex:.3g}")
+        table.add_row(str(width), *cells, f"{best:.3g}", "-" if vertex is None else f"{vertex:.3g}")
     Console(highlight=False, width=max(80, 32 + 10 * len(curves.rates))).print(table)
     print(verdict.words)
 
@@ -228,6 +229,7 @@ def _draw(panels: Sequence[Curves], verdicts: Sequence[Verdict], *, metric: str,
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from PIL import Image
 
     figure = Figure(figsize=(1 + 4.5 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -247,7 +249,9 @@ def _draw(panels: Sequence[Curves], verdicts: Sequence[Verdict], *, metric: str,
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", title="mean and range of seeds", title_fontsize="x-small")
     figure.supylabel(metric, fontsize="medium")
-    figure.savefig(path, dpi=90)
+    with BytesIO() as drawn:
+        figure.savefig(drawn, dpi=90)
+        Image.open(drawn).convert("RGB").quantize(64).save(path)  # a palette: a third of the size
 
 
 if __name__ == "__main__":

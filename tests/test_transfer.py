@@ -52,7 +52,7 @@ def test_best_rates_that_move_do_not():
 def test_neither_does_a_wider_network_that_is_worse():
     verdict = judge(curves(same(), gain=-0.02))
     assert verdict.transfers is False
-    assert "wider is not better in 6 of 6 comparisons up to 0.5 (rate 0.125: " in verdict.words  # 0.125, 0.25, 0.5 of two pairs
+    assert "wider is not better in 6 of 6 comparisons up to 0.5 (at 0.125: " in verdict.words  # 0.125, 0.25, 0.5 of two pairs
 
 
 @pytest.mark.parametrize(

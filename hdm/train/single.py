@@ -70,4 +70,4 @@ def load(path: Path, *, device: torch.device | str = "cpu") -> Loaded:
     model = build(Architecture.of(run), seed=None).to_empty(device=device)
     load_weights(model, tensors, source=path)
     samples, weights = int(header.get("samples", 0)), header.get("weights", "model")
-    return Loaded(run=run, model=model.eval(), samples=samples, folder=path.parent, weights=weights)
+    return Loaded(run=run, model=model.eval(), samples=samples, folder=path.parent, checkpoint=path, weights=weights)

@@ -216,20 +216,12 @@ def test_the_plan_counts_what_is_written(nano, tmp_path):
 
 @pytest.mark.slow
 def test_averages_that_are_spread_over_processes_are_stored_whole(nano, tmp_path):
-    words = ["budget.steps=6", "train.accumulation=1", *SNAPSHOTS]
+    words = ["budget.steps=6", *SNAPSHOTS]
     train(nano(*words), tmp_path / "one", Listener())
     here = Path(__file__).parent
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"import sys; sys.path.insert(0, {str(here)!r})\n"
-        "from pathlib import Path\n"
-        "from squares import NANO, Listener\n"
-        "from hdm.config.compose import compose\n"
-        "from hdm.train.loop import train\n"
-        f"train(compose([*NANO, 'parallel.strategy=fsdp', 'device=cpu', *{words!r}]), Path('two'), Listener())\n"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", str(program)]
-    environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
+    program = [str(here / "spread_run.py"), "two", *words, "parallel.strategy=fsdp", "device=cpu"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29631", *program]
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(torchrun, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert names(tmp_path / "two") == names(tmp_path / "one") == ["samples-000000012", "samples-000000024"]
