@@ -87,7 +87,8 @@ class Study:
         """uint8 (count, 3, H, W) of the first captions."""
         import torch
 
-        from eval.sampling import GROUP, Group
+        from eval.samples import GROUP
+        from eval.sampling import Group
         from hdm.model.backbone import full_view
 
         size = size or self.size

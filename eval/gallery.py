@@ -120,7 +120,8 @@ def _held_out(found: Any, count: int) -> tuple[list[str], Column]:
 
 
 def _column(found: Any, prompts: list[str], advance: Any) -> Column:
-    from eval.sampling import GROUP, Engine, Group
+    from eval.samples import GROUP
+    from eval.sampling import Engine, Group
     from hdm.model.backbone import full_view
     from hdm.train.loop import pick_device
     from hdm.train.weak import load_weak

@@ -67,10 +67,12 @@ def evaluate_in_training(checkpoint: Path, run: RunConfig, *, recorder: Recorder
 
     Touches nothing of the training: the network is read from the checkpoint, and randomness is counter-based.
     """
-    subject = load(checkpoint, overrides=())
-    subject.run = run
-    subject.during = samples
-    found = measure(subject, run.eval.metrics, recorder=recorder)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # some libraries draw initial weights from the global generator before they load
+        subject = load(checkpoint, overrides=())
+        subject.run, subject.during = run, samples
+        found = measure(subject, run.eval.metrics, recorder=recorder)
     return {f"eval/{name}": value for name, value in found.items()}
 
 

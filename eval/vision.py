@@ -111,15 +111,14 @@ class ClipFeatures(_Transformer):
     def read(self, path: str) -> Any:  # noqa: D102
         import transformers
 
-        return transformers.CLIPVisionModelWithProjection.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, **_OPTIONS
-        )
+        return transformers.CLIPModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32, **_OPTIONS)
 
     def side(self) -> int:  # noqa: D102
-        return int(self.net.config.image_size)
+        return int(self.net.config.vision_config.image_size)
 
     def embed(self, x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:  # noqa: D102
-        return torch.nn.functional.normalize(self.net(pixel_values=x).image_embeds, dim=-1)
+        states = self.net.vision_model(pixel_values=x).pooler_output
+        return torch.nn.functional.normalize(self.net.visual_projection(states), dim=-1)
 
 
 register_feature_extractor(DINOV2, Dinov2Features)
