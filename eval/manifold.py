@@ -51,15 +51,15 @@ def prdc_errors(generated: Array, real: Array, weights: Array, *, k: int = NEIGH
 
 def radii(points: Tensor, k: int) -> Tensor:
     """The distance of each point (n, D) to its k-th nearest other, (n,)."""
-    return torch.cat([torch.cdist(part, points).kthvalue(k + 1).values for part in points.split(_BLOCK)])
+    return torch.cat([torch.cdist(part, points).kthvalue(k + 1).values for part in torch.split(points, _BLOCK)])
 
 
 def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """The distance of each point (n, D) to the nearest of `others` (m, D), and which one it is: (n,), (n,)."""
-    found = [torch.cdist(part, others).min(dim=1) for part in points.split(_BLOCK)]
+    found = [torch.cdist(part, others).min(dim=1) for part in torch.split(points, _BLOCK)]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
 def _inside(points: Tensor, centres: Tensor, reach: Tensor) -> Tensor:
     """Whether each point lies in the ball of each centre: bool (points, centres)."""
-    return torch.cat([torch.cdist(part, centres) <= reach for part in points.split(_BLOCK)])
+    return torch.cat([torch.cdist(part, centres) <= reach for part in torch.split(points, _BLOCK)])

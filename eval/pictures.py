@@ -60,7 +60,8 @@ class Pictures:
 
     def take(self, numbers: Sequence[int]) -> list[UInt8[Tensor, "3 H W"]]:
         """The images of these numbers."""
-        wanted, found, start = set(numbers), {}, 0
+        wanted, start = set(numbers), 0
+        found: dict[int, Tensor] = {}
         for part in self.parts():
             found |= {i: part[i - start] for i in wanted if start <= i < start + len(part)}
             start += len(part)
@@ -69,7 +70,8 @@ class Pictures:
     @property
     def digest(self) -> str:
         """Of the pixels and sizes, however they are split into parts."""
-        digest, shapes = hashlib.blake2b(digest_size=16), []
+        digest = hashlib.blake2b(digest_size=16)
+        shapes: list[list[int]] = []
         for part in self.parts():
             digest.update(part.contiguous().numpy().tobytes())
             if shapes and shapes[-1][1:] == list(part.shape[1:]):

@@ -68,7 +68,7 @@ def _peak(cross: NDArray[np.complex128]) -> Array:
     right = np.exp(2j * np.pi * np.outer(np.fft.fftfreq(columns), centre[1] + steps))
     fine = (left @ cross @ right).real
     i, j = np.unravel_index(fine.argmax(), fine.shape)
-    return centre + np.array([steps[i], steps[j]])
+    return np.asarray(centre + np.array([steps[i], steps[j]]))
 
 
 def _correlation(before: Tensor, after: Tensor, factor: float) -> Array:
