@@ -5,15 +5,14 @@ would keep in a forward pass over fake tensors. A training step is three forward
 checkpointing, plus one of each frozen encoder. Hours assume `hardware.utilisation` of the peak on all of it.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from hdm.config import compat
-from hdm.config.errors import ConfigError
 from hdm.config.identity import label
-from hdm.config.schema import HardwareConfig, RunConfig, StageConfig
+from hdm.config.schema import HardwareConfig, RunConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,75 +60,78 @@ def plan(run: RunConfig) -> Plan:
         part = name.split(".")[0]
         parameters[part] = parameters.get(part, 0) + parameter.numel()
     total = sum(parameters.values())
-    stages = [_stage(run, stage, total) for stage in run.stages or [_single(run)]]
+    stages = [_stage(own, name, length, total) for own, name, length in _staged(run)]
     return Plan(parameters=parameters, stages=stages)
 
 
-def _single(run: RunConfig) -> StageConfig:
-    """A run without stages, as its only stage."""
-    return StageConfig(name=label(run), size=run.crop.size)
-
-
-def _stage(run: RunConfig, stage: StageConfig, parameters: int) -> StagePlan:
+def _stage(run: RunConfig, name: str, length: int | None, parameters: int) -> StagePlan:
+    """`run` in numbers, as a stage of `length` steps; None: as long as its budget."""
     from hdm.model import Architecture
     from hdm.model.flops import count_flops
     from hdm.model.memory import saved_bytes
 
-    side, rest = divmod(stage.size, run.autoencoder.factor * run.model.patch)
-    if rest:
-        raise ConfigError(
-            f"stages: {stage.name} of {stage.size} px is not a multiple of autoencoder.factor x model.patch ="
-            f" {run.autoencoder.factor} x {run.model.patch}; the nearest is {side * run.autoencoder.factor * run.model.patch}"
-        )
-    checkpointing = run.model.gradient_checkpointing if stage.gradient_checkpointing is None else stage.gradient_checkpointing
-    rate = getattr(run.routing, "rate", 0.0) if stage.routing_rate is None else stage.routing_rate
-    text = stage.max_length or run.text_encoder.max_length
-    batch, micro = stage.batch_size or run.train.batch_size, stage.accumulation or run.train.accumulation
-    model = dataclasses.replace(run.model, gradient_checkpointing=checkpointing)
-    architecture = dataclasses.replace(Architecture.of(run), size=model)
+    side = run.crop.size // (run.autoencoder.factor * run.model.patch)
+    rate, text = getattr(run.routing, "rate", 0.0), run.text_encoder.max_length
+    batch, architecture = run.train.batch_size, Architecture.of(run)
     forward = count_flops(architecture, grid=(side, side), text_tokens=text, rate=rate)
-    steps, samples = _length(run, stage, batch, forward)
-    per_device = math.ceil(batch / (micro * run.hardware.devices))
+    steps = _budgeted(run, forward) if length is None else length
+    per_device = math.ceil(batch / (run.train.accumulation * run.hardware.devices))
     result = StagePlan(
-        name=stage.name,
-        size=stage.size,
+        name=name,
+        size=run.crop.size,
         grid=(side, side),
         text_tokens=text,
         routing_rate=rate,
         batch_size=batch,
         micro_batch=per_device,
         steps=steps,
-        samples=samples,
+        samples=None if steps is None else steps * batch,
         forward=forward,
         forward_unrouted=count_flops(architecture, grid=(side, side), text_tokens=text, rate=0.0),
-        train=(4 if checkpointing else 3) * forward,
-        encoders=_encoders(run, stage.size, text),
+        train=(4 if run.model.gradient_checkpointing else 3) * forward,
+        encoders=_encoders(run, run.crop.size, text),
         memory=_states(run, parameters)
         + saved_bytes(architecture, batch=per_device, grid=(side, side), text_tokens=text, rate=rate),
     )
     hardware = run.hardware
-    if hardware.peak_tflops and samples:
+    if hardware.peak_tflops and result.samples:
         per_second = hardware.devices * hardware.peak_tflops * 1e12 * hardware.utilisation
-        seconds = samples * (result.train + (result.encoders or 0)) / per_second
+        seconds = result.samples * (result.train + (result.encoders or 0)) / per_second
         result.hours = seconds / 3600
         if hardware.dollars_per_hour:
             result.dollars = result.hours * hardware.devices * hardware.dollars_per_hour
     return result
 
 
-def _length(run: RunConfig, stage: StageConfig, batch: int, forward: int) -> tuple[int | None, int | None]:
-    """Optimizer steps and samples of a stage: whole batches an epoch, or the run's budget."""
-    if stage.images is not None:
-        steps = math.floor(stage.images // batch * stage.epochs)
-        return steps, steps * batch
-    budget = run.budget
+def _staged(run: RunConfig) -> Iterator[tuple[RunConfig, str, int | None]]:
+    """Each stage as a run, with its name and its steps where they are known; a run without stages is its own only one."""
+    from hdm.config.compose import stage_run
+    from hdm.train.stages import steps
+
+    for stage in run.stages:
+        own = stage_run(run, stage)
+        yield own, stage.name, steps(stage, own, _images)
+    if not run.stages:
+        yield run, label(run), None
+
+
+def _images(run: RunConfig) -> int:
+    """The training images of a run: what its data set says of itself, or holds."""
+    from hdm.config.axes import DATA
+
+    declared: int | None = getattr(run.data, "images", None)
+    return declared or len(DATA.build(run.data).open(Path(run.datasets), "train"))
+
+
+def _budgeted(run: RunConfig, forward: int) -> int | None:
+    """Optimizer steps that the budget allows; None without a limit that says."""
+    budget, batch = run.budget, run.train.batch_size
     limits = [
         budget.steps,
         None if budget.samples is None else math.ceil(budget.samples / batch),
         None if budget.flops is None else math.ceil(budget.flops / (3 * forward * batch)),
     ]
-    shortest = min((limit for limit in limits if limit is not None), default=None)
-    return shortest, None if shortest is None else shortest * batch
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _encoders(run: RunConfig, size: int, text_tokens: int) -> int | None:

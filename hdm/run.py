@@ -65,16 +65,14 @@ def execute(run: RunConfig) -> Outcome:
     from hdm.config.identity import run_name
     from hdm.track.events import EventLog, redact
     from hdm.train.budget import limits
+    from hdm.train.parallel import processes
 
-    require(
-        not run.stages,
-        f"stages: {len(run.stages)} stages are planned with --dry-run, not trained yet; train one of them as a run of its own"
-        f" (stages=[] crop.size={run.stages[0].size if run.stages else ''} budget.samples=…)",
-    )
-    limits(run.budget)
+    limits(run.budget, may_be_none=bool(run.stages))
     if run.eval.metrics:
         evaluation.require(run, run.eval.metrics)  # missing weights show now, not after the night
     folder = Path(run.out) / run_name(run)
+    if processes()[0] > 0:
+        return _assisted(run, folder)
     require(run.resume is Resume.auto or not folder.exists(), f"resume=never: {folder} exists; give the run another name= or seed=")
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder}: another process is training this run; wait for it, or give this one a name= or seed="
@@ -91,6 +89,16 @@ def execute(run: RunConfig) -> Outcome:
         for line in (*filter(None, [run.matched]), *compat.adapters(run)):
             print(line)
         return _tracked(run, folder, recorder)
+
+
+def _assisted(run: RunConfig, folder: Path) -> Outcome:
+    """What a process but the first does: it trains, and leaves words and files to that one."""
+    from hdm.train.loop import train
+    from hdm.train.recorder import Silent
+
+    if finished(folder) is not None:
+        return Outcome(folder=folder, status="finished")
+    return Outcome(folder=folder, status=train(run, folder, Silent()).status)
 
 
 def finished(folder: Path) -> Outcome | None:

@@ -12,6 +12,7 @@ from hdm.config import compat
 from hdm.config.axes import AXES
 from hdm.config.errors import ConfigError
 from hdm.config.schema import RunConfig
+from hdm.config.stages import check_stages
 
 
 def check(run: RunConfig) -> None:
@@ -23,6 +24,7 @@ def check(run: RunConfig) -> None:
     _batches(run)
     _averages(run)
     _whole(run)
+    check_stages(run)
     compat.check(run)
     for axis in AXES:
         if hasattr(getattr(run, axis), "check"):
@@ -86,7 +88,8 @@ def _whole(run: RunConfig) -> None:
 _POSITIVE = """
     model.dim model.mlp_dim model.heads model.head_dim model.depth model.enc_blocks model.dec_blocks model.patch
     train.batch_size train.accumulation train.log_every train.validate_every train.sample_every train.checkpoint_every
-    train.keep_checkpoints validation.samples validation.timesteps validation.batch_size sampling.batch_size eval.samples
+    train.keep_checkpoints train.milestone_every parallel.timeout validation.samples validation.timesteps validation.batch_size
+    sampling.batch_size eval.samples
     hardware.devices budget.steps budget.samples budget.flops budget.seconds
 """.split()
 _NOT_NEGATIVE = """

@@ -29,7 +29,8 @@ from hdm.config.check import check
 from hdm.config.errors import ConfigError
 from hdm.config.explain import check_key, expected
 from hdm.config.lines import Line, expand, files, imply, quote, settle
-from hdm.config.schema import PRESET_GROUPS, RunConfig
+from hdm.config.schema import PRESET_GROUPS, RunConfig, StageConfig
+from hdm.config.stages import collect, split_key
 
 DEFAULT_EXPERIMENT = "openmoji_nano"
 
@@ -49,12 +50,23 @@ def _composed(lines: list[Line], default_experiment: str | None = None) -> RunCo
     lines = list(expand(lines))
     load_plugins(f"plugins={line.value}" for line in lines if line.key == "plugins")
     discover()
-    final = settle(imply(lines))
+    final = settle(imply(collect(lines, lambda text: _hydra_parse(text).value())))
     for line in final:
         check_key(line, final)
     config = _hydra(final)
     check(config)
+    for stage in config.stages:
+        stage_run(config, stage)
     return config
+
+
+def stage_run(run: RunConfig, stage: StageConfig) -> RunConfig:
+    """The run that `stage` of `run` is: the same with the stage's lines. Raises ConfigError, naming it, where they do not fit."""
+    flat = {key: value for key, value in flatten(run).items() if key != "stages"}
+    try:
+        return from_flat(flat, stage.set)
+    except ConfigError as error:
+        raise ConfigError(f"stages.{stage.name}.{error}") from None
 
 
 def from_flat(flat: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
@@ -136,6 +148,11 @@ def experiment_lines(name: str, *, implied: bool = False) -> dict[str, str]:
 def _hydra_parse(text: str) -> Override:
     if "=" not in text:
         raise ConfigError(f"'{text}' is not of the form key=value")
+    key, _, value = text.partition("=")
+    if (staged := split_key(key)) is not None:  # a stage may be called 256px, which is no key of Hydra's
+        override = _hydra_parse(f"{staged[1]}={value}")
+        override.key_or_group = key
+        return override
     if text[0] in "+~":
         raise ConfigError(
             f"{text}: keys cannot be added or removed; every key is declared (python -m hdm.variants lists them). Write key=value"

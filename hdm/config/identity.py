@@ -11,8 +11,8 @@ from hdm.config.schema import RunConfig
 # Where, how fast and how often it is looked at, but not what is computed.
 NEUTRAL = (
     "experiment", "name", "out", "datasets", "cache", "device", "resume", "plugins", "matched", "track.", "hardware.", "eval.",
-    "sampling.", "train.workers", "train.log_every", "train.validate_every", "train.sample_every", "train.checkpoint_every",
-    "train.keep_checkpoints",
+    "sampling.", "parallel.", "train.workers", "train.log_every", "train.validate_every", "train.sample_every",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.milestone_every",
 )  # fmt: skip
 
 

@@ -60,6 +60,28 @@ class Resolution(Enum):
     flux = "flux"
 
 
+class Moments(Enum):
+    """What becomes of the optimizer's state at the beginning of a stage; weights and averages carry over always."""
+
+    reset = "reset"
+    keep = "keep"
+
+
+class Strategy(Enum):
+    """How several processes share the work: whole copies of the network (DDP), or shards of it (FSDP2)."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
+class Compression(Enum):
+    """Arithmetic in which DDP exchanges gradients; the report's author had fp16 (spec 1.4)."""
+
+    none = "none"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
 class Resume(Enum):
     """What to do with a run folder that is there already."""
 
@@ -134,7 +156,20 @@ class TrainConfig:
     validate_every: int = option(16384, "samples between two validations")
     sample_every: int = option(16384, "samples between two sample grids")
     checkpoint_every: int = option(16384, "samples between two checkpoints")
-    keep_checkpoints: int = option(2, "checkpoints to keep besides the first")
+    keep_checkpoints: int = option(2, "checkpoints to keep besides the first and the milestones")
+    milestone_every: int | None = option(
+        None, "samples between two milestones, checkpoints that are kept for good; so is each stage's last"
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class ParallelConfig:
+    """How the network is spread over processes and compiled: from outside of it, and without changing what is computed."""
+
+    strategy: Strategy = option(Strategy.ddp, "with several processes: ddp, or fsdp, which shards weights, averages and moments")
+    compress: Compression = option(Compression.none, "arithmetic in which ddp exchanges gradients")
+    compile: bool = option(False, "torch.compile, block by block; worth its minutes in long runs on an accelerator")
+    timeout: float = option(30.0, "minutes after which a process that does not answer is given up")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -247,21 +282,14 @@ class HardwareConfig:
 
 @dataclass(kw_only=True, slots=True)
 class StageConfig:
-    """One stage of a progressive run (report, "Recipe"); a null takes the value of the run."""
+    """One stage of a progressive run (report, "Recipe"); written as `stages.NAME.FIELD` and `stages.NAME.KEY-OF-THE-RUN`."""
 
     name: str = option("", "label")
-    size: int = option(256, "crop size in pixels")
-    images: int | None = option(None, "images in the stage's data set")
-    epochs: float = option(1.0, "passes over them")
-    lr: float | None = option(None, "base learning rate (muP, base width 1)")
-    betas: list[float] | None = option(None, "AdamW betas")
-    weight_decay: float | None = option(None, "AdamW weight decay")
-    clip: float | None = option(None, "largest global gradient norm")
-    batch_size: int | None = option(None, "global batch")
-    accumulation: int | None = option(None, "micro-batches per step")
-    gradient_checkpointing: bool | None = option(None, "recompute blocks in the backward pass")
-    routing_rate: float | None = option(None, "fraction of image tokens that bypass")
-    max_length: int | None = option(None, "text tokens")
+    images: int | None = option(None, "images that make an epoch; null: those of the stage's data set")
+    epochs: float | None = option(None, "passes over them, in whole batches")
+    steps: int | None = option(None, "optimizer steps, instead of epochs")
+    moments: Moments = option(Moments.reset, "reset: the optimizer starts afresh, as in a run of its own; keep: it carries over")
+    set: list[str] = option([], "what differs from the run: lines as on the command line")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -310,6 +338,7 @@ class RunConfig:
 
     captions: CaptionConfig = option(CaptionConfig(), "caption draws")
     train: TrainConfig = option(TrainConfig(), "training loop")
+    parallel: ParallelConfig = option(ParallelConfig(), "processes")
     budget: BudgetConfig = option(BudgetConfig(), "when to stop")
     ema: EmaConfig = option(EmaConfig(), "averaged weights")
     validation: ValidationConfig = option(ValidationConfig(), "validation loss")

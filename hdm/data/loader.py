@@ -59,13 +59,19 @@ class Batch:
         return len(self.index)
 
 
-def training_batches(run: RunConfig, shards: Shards, *, start: int, batch_size: int) -> Iterator[Batch]:
-    """Endless micro-batches of consecutive samples, the first one being sample `start` of the run; each is of one size.
+def training_batches(
+    run: RunConfig, shards: Shards, *, start: int, batch_size: int, origin: int = 0, part: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """Endless micro-batches of `batch_size` consecutive samples, each of one size; the first begins with sample `start` of the run.
 
+    The data set begins anew, in an order of its own, at sample `origin`, where a stage begins. `part` = (r, R): of every
+    micro-batch only the r-th of R equal parts, for process r of R; the micro-batches are the same for any number of them.
     Raises DataError when a shard goes missing, or when 50 records tried for one sample cannot be used.
     """
-    samples = _TrainingSamples(run, shards, start=start, batch_size=batch_size)
-    return _batches(samples, (range(first, first + batch_size) for first in count(start, batch_size)), workers=run.train.workers)
+    samples = _TrainingSamples(run, shards, start=start, batch_size=batch_size, origin=origin)
+    share = batch_size // part[1]
+    firsts = count(start + part[0] * share, batch_size)
+    return _batches(samples, (range(first, first + share) for first in firsts), workers=run.train.workers)
 
 
 def validation_batches(run: RunConfig, shards: Shards, *, samples: int, batch_size: int) -> Iterator[Batch]:
@@ -128,6 +134,10 @@ class _Samples(Dataset[_Cut | DataError]):
         """The draws of one sample."""
         raise NotImplementedError
 
+    def first(self, sample: int) -> int:
+        """The sample with which the micro-batch of `sample` begins, a whole one of all processes."""
+        return sample
+
     def caption(self, text: str, sample: int) -> str:
         """The caption that the model is given."""
         raise NotImplementedError
@@ -140,7 +150,8 @@ class _Samples(Dataset[_Cut | DataError]):
         """The batch of `samples`. An error is returned, not raised: as a worker's traceback it would lose its one line."""
         skipped: list[Skipped] = []
         try:
-            crops, captions, keys = zip(*(self._sample(i, samples[0], skipped) for i in samples))
+            first = self.first(samples[0])
+            crops, captions, keys = zip(*(self._sample(i, first, skipped) for i in samples))
         except DataError as error:
             return error
         return _Cut(list(crops), list(captions), list(keys), list(samples), skipped)
@@ -168,13 +179,19 @@ class _Samples(Dataset[_Cut | DataError]):
 
 
 class _TrainingSamples(_Samples):
-    def __init__(self, run: RunConfig, shards: Shards, *, start: int, batch_size: int) -> None:
+    def __init__(self, run: RunConfig, shards: Shards, *, start: int, batch_size: int, origin: int) -> None:
         super().__init__(run, shards)
-        self.order = self.crop.order(run.seed, shards, start=start, batch_size=batch_size)
+        seed = int(generator(run.seed, "order/stage", origin).integers(2**63)) if origin else run.seed
+        self.order = self.crop.order(seed, shards, start=start - origin, batch_size=batch_size)
+        self.start, self.batch_size, self.origin = start, batch_size, origin
+
+    def first(self, sample: int) -> int:
+        return sample - (sample - self.start) % self.batch_size
 
     def candidates(self, sample: int) -> Iterator[int]:
-        yield self.order[sample]
-        yield from (self.order.replacement(sample, attempt) for attempt in count(1))
+        place = sample - self.origin
+        yield self.order[place]
+        yield from (self.order.replacement(place, attempt) for attempt in count(1))
 
     def generator(self, purpose: str, sample: int) -> np.random.Generator:
         return generator(self.run.seed, purpose, sample)
@@ -183,7 +200,7 @@ class _TrainingSamples(_Samples):
         return draw_caption(text, self.run.captions, self.generator("caption", sample))
 
     def cut(self, image: bytes, sample: int, first: int) -> Cropped:
-        box, rng = self.order.box(first), self.generator("crop", sample)
+        box, rng = self.order.box(first - self.origin), self.generator("crop", sample)
         source = decode(image, self.crop.covered(box))
         return self.crop(self.crop.augmented(source, rng), rng, box)
 

@@ -36,10 +36,11 @@ class Cost:
     @classmethod
     def wanted(cls, run: RunConfig) -> "Cost":
         """What `run.match` asks for, at the run's shapes."""
-        size = run.stages[0].size if run.stages else run.crop.size
-        side = size // (run.autoencoder.factor * run.model.patch)
-        text = (run.stages[0].max_length if run.stages else None) or run.text_encoder.max_length
-        return cls(run.match, (side, side), text)
+        from hdm.config.compose import stage_run
+
+        first = stage_run(run, run.stages[0]) if run.stages else run
+        side = first.crop.size // (run.autoencoder.factor * run.model.patch)
+        return cls(run.match, (side, side), first.text_encoder.max_length)
 
     def __call__(self, run: RunConfig) -> int:
         """Of the network of `run`."""

@@ -20,10 +20,10 @@ class Clock:
         return replace(self)
 
 
-def limits(budget: BudgetConfig) -> dict[str, float]:
-    """The limits that are set, by field of Clock. Raises ConfigError when there is none."""
+def limits(budget: BudgetConfig, *, may_be_none: bool = False) -> dict[str, float]:
+    """The limits that are set, by field of Clock. Raises ConfigError when there is none, unless there may be none."""
     found = {f.name: getattr(budget, f.name) for f in fields(budget) if getattr(budget, f.name) is not None}
-    if not found:
+    if not found and not may_be_none:
         raise ConfigError(
             "budget: has no limit, the run would never end; set one of budget.steps, budget.samples, budget.flops, budget.seconds"
         )

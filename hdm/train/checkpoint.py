@@ -10,9 +10,11 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from hdm.config.errors import CheckpointError, ConfigError
 from hdm.config.schema import RunConfig
 from hdm.files import sha256
 from hdm.model.backbone import Architecture, Backbone
+from hdm.train.parallel import placed
 
 FORMAT = 1
 _WEIGHTS = {"ema": ("ema-power", "ema-decay", "model"), "raw": ("model",), "ema_decay": ("ema-decay",)}
@@ -46,16 +49,72 @@ class Loaded:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def save(folder: Path, *, samples: int, tensors: Tensors, state: Mapping[str, Any], keep: int) -> Path:
+class Writer:
+    """Writes the checkpoints of a run from a thread: training waits for a copy of the tensors, not for the disk.
+
+    Used as a context, which ends when the last one is written. An error shows at the next checkpoint, or at the end.
+    """
+
+    def __init__(self, newest: Path | None) -> None:
+        self.newest = newest
+        self._copies: dict[tuple[str, str], Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None and kind is not KeyboardInterrupt:
+            self._thread.join()
+
+    def submit(self, folder: Path, *, tensors: Tensors, **options: Any) -> None:
+        """`save`, soon: the tensors may change when this returns. Raises CheckpointError when the one before could not be saved."""
+        self.wait()
+        copies = {stem: {name: self._copy(stem, name, tensor) for name, tensor in group.items()} for stem, group in tensors.items()}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+        def work() -> None:
+            try:
+                self.newest = save(folder, tensors=copies, **options)
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when everything is on the disk. Raises CheckpointError when it could not be saved."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _copy(self, stem: str, name: str, tensor: Tensor) -> Tensor:
+        """The tensor in memory of the host that is kept from one checkpoint to the next."""
+        tensor = tensor.detach()
+        copy = self._copies.get((stem, name))
+        if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+            self._copies[stem, name] = copy
+        return copy.copy_(tensor, non_blocking=True)
+
+
+def save(folder: Path, *, samples: int, tensors: Tensors, state: Mapping[str, Any], keep: int, milestone: bool = False) -> Path:
     """Write `tensors` (file stem -> name -> tensor) and `state` as the checkpoint of run `folder` at `samples`; drop old ones.
 
-    Keeps the `keep` newest and the one of the initial weights. Raises CheckpointError when the disk is full or not writable; the
-    checkpoints that are there stay as they are.
+    Keeps the `keep` newest, the one of the initial weights, and those that were saved as a `milestone`. Raises CheckpointError when
+    the disk is full or not writable; the checkpoints that are there stay as they are.
     """
     target = folder / "checkpoints" / name_at(samples)
     temporary = target.with_name(f".{target.name}.partial")
     try:
-        _write(temporary, tensors, state)
+        _write(temporary, tensors, {**state, "milestone": milestone})
         if target.exists():  # a damaged one that was passed over
             shutil.rmtree(target)
         temporary.rename(target)
@@ -68,7 +127,7 @@ def save(folder: Path, *, samples: int, tensors: Tensors, state: Mapping[str, An
 
 
 def name_at(samples: int) -> str:
-    """The name of the checkpoint at `samples` seen; names sort as the numbers do."""
+    """The name of the checkpoint at `samples` seen."""
     return f"samples-{samples:09d}"
 
 
@@ -89,18 +148,26 @@ def _write(folder: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
 
 
 def _prune(newest: Path, keep: int) -> None:
-    """Leave the first and the `keep` up to `newest`. Later ones are damaged: a run continues from the newest that is not."""
+    """Leave the first, milestones and the `keep` up to `newest`. Later ones are damaged: runs go on from the newest good one."""
     found = _folders(newest.parent)
-    wanted = {path for path in found if path.name == name_at(0)} | set([p for p in found if p.name <= newest.name][-keep:])
+    earlier = [path for path in found if _samples(path) <= _samples(newest)]
+    wanted = {path for path in earlier if _samples(path) == 0 or _is_milestone(path)} | set(earlier[-keep:])
     for path in found:
         if path not in wanted:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_milestone(path: Path) -> bool:
+    try:
+        return bool(read_state(path).get("milestone"))
+    except CheckpointError:
+        return False
+
+
 def _unsaved(target: Path, tensors: Tensors, error: Exception) -> str:
     size = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()) / 1e6
     reason = str(error).split("I/O error: ")[-1].split(" (os error")[0]
-    earlier = [p.name for p in _folders(target.parent) if p.name < target.name]
+    earlier = [p.name for p in _folders(target.parent) if _samples(p) < _samples(target)]
     return (
         f"{target}: cannot be saved: {reason}; it needs {size:,.0f} MB. Free some space and give the same command again;"
         f" it continues from {earlier[-1] if earlier else 'the beginning'}"
@@ -180,7 +247,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Pat
         if own[name].shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)} there and {tuple(own[name].shape)} in the network"
             raise CheckpointError(f"{source}: '{name}' has shape {shapes}; {remedy}")
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict({name: placed(tensor, own[name]) for name, tensor in tensors.items()})
 
 
 def load_model(path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Loaded:
@@ -231,4 +298,9 @@ def _choose(checkpoint: Path, stems: Sequence[str], files: Mapping[str, Any]) ->
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.glob("samples-*") if path.is_dir())
+    return sorted((path for path in parent.glob("samples-*") if path.is_dir()), key=_samples)
+
+
+def _samples(path: Path) -> int:
+    digits = path.name.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else -1

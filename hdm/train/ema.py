@@ -11,8 +11,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hdm.config.schema import EmaConfig
+from hdm.train.parallel import local
 
 POWER, DECAY = "power", "decay"
 
@@ -59,12 +61,27 @@ class Averages:
 
     @contextmanager
     def applied(self, model: nn.Module, name: str | None) -> Iterator[None]:
-        """The model with average `name` inside the `with` (None: the weights that are averaged); nothing is copied."""
-        raw = [p.data for p in model.parameters()]
-        for parameter, average in zip(model.parameters(), self.weights if name is None else self.tensors[name], strict=True):
+        """The model with average `name` inside the `with` (None: the weights that are averaged); only shards are copied."""
+        parameters, chosen = list(model.parameters()), self.weights if name is None else self.tensors[name]
+        if any(isinstance(p, DTensor) for p in parameters):  # FSDP2 holds on to the memory of its shards
+            with _swapped([local(p.data) for p in parameters], [local(average) for average in chosen]):
+                yield
+            return
+        raw = [p.data for p in parameters]
+        for parameter, average in zip(parameters, chosen, strict=True):
             parameter.data = average
         try:
             yield
         finally:
-            for parameter, data in zip(model.parameters(), raw, strict=True):
+            for parameter, data in zip(parameters, raw, strict=True):
                 parameter.data = data
+
+
+@contextmanager
+def _swapped(own: list[Tensor], others: list[Tensor]) -> Iterator[None]:
+    kept = [tensor.clone() for tensor in own]
+    torch._foreach_copy_(own, others)
+    try:
+        yield
+    finally:
+        torch._foreach_copy_(own, kept)

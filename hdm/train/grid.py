@@ -26,12 +26,13 @@ class SampleGrid:
         weak = load_weak(run, device=examples.device)
         self.generator = Generator(model, run=run, device=examples.device, weak=weak, **encoders)
 
-    def draw(self, folder: Path, samples: int) -> Path:
-        """Write the grid of this moment as a PNG below run `folder`."""
+    def draw(self, folder: Path, samples: int, *, write: bool = True) -> Path:
+        """Draw the grid of this moment, and write it as a PNG below run `folder`: one of several processes does."""
         side = self.run.crop.size
         images = self.generator.images(self.captions, size=(side, side), seed=self.run.sampling.seed)
         path = folder / "samples" / f"samples-{samples:09d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-        sheet(pixels, self.captions).save(path)
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+            sheet(pixels, self.captions).save(path)
         return path

@@ -1,4 +1,8 @@
-"""Training: one loop whose state is the number of samples seen. Giving the same command again continues the run."""
+"""Training: one loop whose state is the number of samples seen. Giving the same command again continues the run.
+
+A run of several stages takes the loop once for each. What the next one starts from is the checkpoint of the one before, read as any
+interrupted run reads its own.
+"""
 
 import time
 from itertools import islice
@@ -11,29 +15,50 @@ from hdm.config.errors import ConfigError
 from hdm.config.schema import Precision, RunConfig
 from hdm.data.loader import training_batches
 from hdm.model import Architecture, build
-from hdm.train.budget import limits, used
-from hdm.train.checkpoint import latest
+from hdm.train.checkpoint import Writer, latest
 from hdm.train.cost import Flops
 from hdm.train.examples import Examples
 from hdm.train.grid import SampleGrid
 from hdm.train.observer import Observer, TrainResult
+from hdm.train.oom import explained
 from hdm.train.optimizer import clipped_step, set_rate
+from hdm.train.parallel import World, check_optimizer, last_only, replicated, spread, world
 from hdm.train.recorder import Recorder
 from hdm.train.signals import StopRequest
-from hdm.train.state import TrainState
+from hdm.train.stages import Stage, stages
+from hdm.train.state import TrainState, has_parameters
 from hdm.train.validation import Validation
 
 __all__ = ["TrainResult", "train"]
 
 
 def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
-    """Train `run` in `folder` until its budget is used, from the newest complete checkpoint there if there is one.
+    """Train `run` in `folder` until its stages or its budget end, from the newest complete checkpoint there if there is one.
 
-    Raises ConfigError without a budget, DataError for data that cannot be read, CheckpointError when a checkpoint cannot be written
-    or does not fit, TrainingError when a loss or gradient is not finite. The last good checkpoint stays, whatever happens.
+    Raises ConfigError without an end, DataError for data that cannot be read, CheckpointError when a checkpoint cannot be written
+    or does not fit, TrainingError when a loss or gradient is not finite, memory runs out, or another process is gone. The last good
+    checkpoint stays, whatever happens.
     """
-    limits(run.budget)
-    device = pick_device(run.device)
+    check_optimizer(run)
+    with world(run, pick_device(run.device)) as here, StopRequest() as stop:
+        todo = stages(run, lambda own: len(DATA.build(own.data).open(Path(own.datasets), "train")))
+        start: Path | None = here.gathered(latest(folder) if here.main else None)[0]
+        with Writer(start) as writer:
+            for stage in todo:
+                if start is not None and stage.end is not None and not stage.last and _samples(start) >= stage.end:
+                    continue
+                with explained(stage.run, here.size):
+                    result = _train(stage, folder, recorder, here=here, stop=stop, start=start, writer=writer)
+                start = result.checkpoint
+                if result.status != "finished":
+                    break
+            return result
+
+
+def _train(
+    stage: Stage, folder: Path, recorder: Recorder, *, here: World, stop: StopRequest, start: Path | None, writer: Writer
+) -> TrainResult:
+    run, device = stage.run, here.device
     source = DATA.build(run.data)
     shards, held_out = source.open(Path(run.datasets), "train"), source.open(Path(run.datasets), "val")
     recorder.dataset(shards.name, shards.digest, "train")
@@ -45,46 +70,59 @@ def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
         SCHEDULE.build(run.schedule),
         Flops(run),
     )
-    data = {"training": shards.digest, "validation": held_out.digest}
     network = build(Architecture.of(run), device=device, seed=run.seed)
     alignment = ALIGNMENT.build(run.alignment, run, network, device=device)
+    spread(network, alignment, run.parallel, here)
+    data = {"training": shards.digest, "validation": held_out.digest}
     state = TrainState.initial(run, network, data=data, alignment=alignment)
-    if start := latest(folder):
-        state.restore(start)
-    model, clock, optimizer = state.model, state.clock, state.optimizer
-    validation, grid = Validation(run, held_out, examples, objective), SampleGrid(run, held_out, examples, model)
-    observer = Observer(run, folder, recorder=recorder, state=state, validation=validation, grid=grid, start=start)
+    if start is not None:
+        state.restore(start, stage=stage.number, moments=stage.moments)
+    clock, optimizer, model = state.clock, state.optimizer, replicated(network, run.parallel, here)
+    validation, grid = Validation(run, held_out, examples, objective), SampleGrid(run, held_out, examples, network)
+    observer = Observer(stage, folder, world=here, recorder=recorder, state=state, validation=validation, grid=grid, writer=writer)
 
     batch_size, parts = run.train.batch_size, run.train.accumulation
     bf16 = torch.autocast(device.type, dtype=torch.bfloat16, enabled=run.train.precision is Precision.bf16)
-    with observer.progress, StopRequest() as stop:
-        observer.begin()
-        batches = training_batches(run, shards, start=clock.samples, batch_size=batch_size // parts)
-        model.train()
-        while (progress := used(run.budget, clock)) < 1 and not stop.requested:
-            began, before = time.perf_counter(), clock.samples
+    with observer.progress:
+        observer.begin(start)
+        batches = training_batches(
+            run, shards, start=clock.samples, batch_size=batch_size // parts, origin=stage.start, part=here.part
+        )
+        network.train()
+        while not (stage.over(clock) or here.any(stop.requested)):
+            began, before, progress, spent = time.perf_counter(), clock.samples, stage.progress(clock), 0.0
             observer.meter.begin(clock.steps + 1)
-            for batch in islice(batches, parts):
-                x = examples.draw(batch, model)
+            for number, batch in enumerate(islice(batches, parts), start=1):
+                x = examples.draw(batch, network)
                 tap, target = alignment.tap(), alignment.target(batch.pixels, examples.grid(batch.pixels))
-                with bf16:
-                    losses = objective.loss(
-                        model, x.latents, noise=x.noise, timestep=x.timestep, condition=x.condition, route=x.route, tap=tap
-                    )
-                    apart = alignment.loss(tap, target)
-                total = losses if apart is None else losses + alignment.weight * apart
-                (total.sum() / batch_size).backward()
-                clock.flops += len(batch) * flops.per_sample(examples.grid(batch.pixels), x.condition.text.shape[1])
+                with last_only(model, alignment, last=number == parts):
+                    with bf16:
+                        losses = objective.loss(
+                            model, x.latents, noise=x.noise, timestep=x.timestep, condition=x.condition, route=x.route, tap=tap
+                        )
+                        apart = alignment.loss(tap, target)
+                    total = losses if apart is None else losses + alignment.weight * apart
+                    (total.sum() * here.size / batch_size).backward()  # gradients are means over processes
+                spent += len(batch) * flops.per_sample(examples.grid(batch.pixels), x.condition.text.shape[1])
                 observer.meter.losses(batch, losses, alignment=apart)
                 observer.skipped(batch)
-            rate = schedule.factor(step=clock.steps + 1, progress=progress)
+            if model is not network and has_parameters(alignment):
+                here.average(p.grad for p in alignment.parameters() if p.grad is not None)
+            rate = schedule.factor(step=clock.steps - stage.first_step + 1, progress=progress)
             set_rate(optimizer, rate)
             observer.meter.norm(clipped_step(optimizer, run.train.clip))
             clock.steps += 1
             clock.samples += batch_size
             state.averages.update(samples=clock.samples, fresh=batch_size)
-            observer.step(before, rate=rate, seconds=time.perf_counter() - began)
+            clock.seconds += time.perf_counter() - began
+            seconds, spent = here.summed([clock.seconds, spent])
+            clock.seconds, clock.flops = seconds / here.size, clock.flops + spent
+            observer.step(before, rate=rate)
         return observer.finish()
+
+
+def _samples(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def pick_device(name: str) -> torch.device:

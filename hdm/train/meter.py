@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hdm.config.errors import TrainingError
 from hdm.data.loader import Batch
+from hdm.train.parallel import World
 
 _NAMED = 8  # keys that an error names
 
@@ -22,10 +23,23 @@ class _Step:
     norm: Tensor | None = None
 
 
-class Meter:
-    """Collects one training run's losses and gradient norms."""
+@dataclass(slots=True)
+class _Read:
+    """What one process measured in one step, on the host."""
 
-    def __init__(self) -> None:
+    number: int
+    keys: list[str]
+    index: list[int]
+    losses: list[float]
+    alignment: float | None
+    norm: float
+
+
+class Meter:
+    """Collects the losses and gradient norms of one training run, in all its processes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
         self._pending: list[_Step] = []
         self._losses: list[float] = []
         self._norms: list[float] = []
@@ -49,20 +63,17 @@ class Meter:
         self._pending[-1].norm = norm
 
     def read(self, *, remedy: str) -> None:
-        """Fetch what is pending: here the host waits. Raises TrainingError, ending in `remedy`, if anything is not finite."""
-        if not self._pending:
-            return
-        sizes = [len(step.index) for step in self._pending]
-        losses = torch.split(torch.cat([loss for step in self._pending for loss in step.losses]).cpu(), sizes)
-        aligned = [torch.cat(step.alignment).mean() for step in self._pending if step.alignment]
-        norms = torch.stack([step.norm for step in self._pending if step.norm is not None]).tolist()
-        for step, values, norm in zip(self._pending, losses, norms, strict=True):
-            if not (math.isfinite(norm) and values.isfinite().all()):
-                raise TrainingError(f"{_describe(step, values, norm)}; {remedy}")
-            self._losses.append(values.double().mean().item())
-            self._norms.append(norm)
-        self._alignment += torch.stack(aligned).tolist() if aligned else []
-        self._pending.clear()
+        """Fetch what is pending: here the host waits, and every process asks. Raises TrainingError, ending in `remedy`, if anything
+        is not finite."""
+        mine, self._pending = _fetched(self._pending), []
+        for parts in zip(*self.world.gathered(mine), strict=True):
+            step = _joined(parts)
+            if not (math.isfinite(step.norm) and all(map(math.isfinite, step.losses))):
+                raise TrainingError(f"{_describe(step)}; {remedy}")
+            self._losses.append(sum(step.losses) / len(step.losses))
+            self._norms.append(step.norm)
+            if step.alignment is not None:
+                self._alignment.append(step.alignment)
 
     def summary(self) -> dict[str, float]:
         """Means over the steps read since the last summary."""
@@ -80,9 +91,32 @@ class Meter:
         return means
 
 
-def _describe(step: _Step, losses: Tensor, norm: float) -> str:
-    bad = [key for key, finite in zip(step.keys, losses.isfinite().tolist(), strict=True) if not finite]
-    what = f"loss is {losses.mean().item()}" if bad else f"gradient norm is {norm} with a finite loss"
+def _fetched(pending: list[_Step]) -> list[_Read]:
+    """The steps' numbers, copied from the device at once."""
+    if not pending:
+        return []
+    losses = iter(torch.cat([loss for step in pending for loss in step.losses]).tolist())
+    norms = torch.stack([step.norm for step in pending if step.norm is not None]).tolist()
+    aligned = [torch.cat(step.alignment).mean() for step in pending if step.alignment]
+    means = iter(torch.stack(aligned).tolist() if aligned else [])
+    return [
+        _Read(step.number, step.keys, step.index, [next(losses) for _ in step.index], next(means) if step.alignment else None, norm)
+        for step, norm in zip(pending, norms, strict=True)
+    ]
+
+
+def _joined(parts: tuple[_Read, ...]) -> _Read:
+    """One step of all processes, its samples in their order: whoever has which, the sums are the same."""
+    rows = sorted((i, key, loss) for part in parts for i, key, loss in zip(part.index, part.keys, part.losses, strict=True))
+    index, keys, losses = (list(column) for column in zip(*rows, strict=True))
+    aligned = [part.alignment for part in parts if part.alignment is not None]
+    return _Read(parts[0].number, keys, index, losses, sum(aligned) / len(aligned) if aligned else None, parts[0].norm)
+
+
+def _describe(step: _Read) -> str:
+    bad = [key for key, loss in zip(step.keys, step.losses, strict=True) if not math.isfinite(loss)]
+    mean = sum(step.losses) / len(step.losses)
+    what = f"loss is {mean}" if bad else f"gradient norm is {step.norm} with a finite loss"
     named = bad or step.keys
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
     return f"step {step.number}: {what}; samples {step.index[0]}-{step.index[-1]}, keys {', '.join(named[:_NAMED])}{more}"

@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hdm.config.schema import RunConfig
+from rich.console import Console
+
 from hdm.data.loader import Batch
-from hdm.train.budget import used
+from hdm.train.checkpoint import Writer
 from hdm.train.cost import Speedometer
 from hdm.train.grid import SampleGrid
 from hdm.train.meter import Meter
+from hdm.train.parallel import World
 from hdm.train.progress import ProgressLine
 from hdm.train.recorder import Recorder
+from hdm.train.stages import Stage
 from hdm.train.state import TrainState
 from hdm.train.validation import Validation
 
@@ -30,37 +33,45 @@ class TrainResult:
 
 
 class Observer:
-    """Watches the state of one run and writes down what it sees. Never changes what is trained."""
+    """Watches the state of one stage and writes down what it sees. Never changes what is trained.
+
+    Every process has one, since what it asks for (a loss of sharded weights, a checkpoint) takes all of them; the recorder of all
+    but the first one is silent.
+    """
 
     def __init__(
         self,
-        run: RunConfig,
+        stage: Stage,
         folder: Path,
         *,
+        world: World,
         recorder: Recorder,
         state: TrainState,
         validation: Validation,
         grid: SampleGrid,
-        start: Path | None,
+        writer: Writer,
     ) -> None:
-        self.run, self.folder, self.recorder, self.state = run, folder, recorder, state
-        self.validation, self.grid = validation, grid
-        self.meter = Meter()
-        self.speed = Speedometer.of(run, validation.examples.device, state.clock)
-        self.progress = ProgressLine(folder.name, fraction=used(run.budget, state.clock), clock=state.clock)
+        self.stage, self.run, self.folder, self.recorder, self.state = stage, stage.run, folder, recorder, state
+        self.world, self.validation, self.grid, self.writer = world, validation, grid, writer
+        self.meter = Meter(world)
+        self.speed = Speedometer.of(self.run, validation.examples.device, state.clock)
+        label = f"{folder.name} {stage.name}".strip()
+        console = None if world.main else Console(quiet=True)
+        self.progress = ProgressLine(label, fraction=stage.fraction(state.clock), clock=state.clock, console=console)
         self._metrics: dict[str, float] = {}
-        self._checkpoint = start
+        self._saved = ""
         self._rate = 0.0
         self._skipped: set[str] = set()
         self._validated, self._sampled = -1, -1
 
-    def begin(self) -> None:
-        """Look at the initial weights, or say from where the run goes on."""
+    def begin(self, start: Path | None) -> None:
+        """Look at the initial weights, or say from which checkpoint the run goes on."""
         parameters = {"model/parameters": float(sum(p.numel() for p in self.state.model.parameters()))}
         self._metrics.update(parameters)
-        if self._checkpoint is not None:
+        if start is not None:
+            self._saved = start.name
             self.recorder.rewind(self.state.clock.samples)
-            self.progress.note(f"continues from {self._checkpoint}")
+            self.progress.note(f"continues from {start}")
             return
         self.recorder.metrics(parameters, None)
         self._validate()
@@ -75,39 +86,46 @@ class Observer:
                 self._skipped.add(record.key)
                 self.progress.note(f"skipped {record.key}: {record.reason}")
 
-    def step(self, before: int, *, rate: float, seconds: float) -> None:
-        """A step took the samples seen from `before` to the clock's, at `rate` times the base learning rate, in `seconds`."""
+    def step(self, before: int, *, rate: float) -> None:
+        """A step took the samples seen from `before` to the clock's, at `rate` times the base learning rate."""
         now, train = self.state.clock.samples, self.run.train
-        self.state.clock.seconds += seconds
         self._rate = rate
-        if now // train.log_every > before // train.log_every:
+
+        def passed(every: int | None) -> bool:
+            return every is not None and now // every > before // every
+
+        if passed(train.log_every):
             self._log()
-        if now // train.validate_every > before // train.validate_every:
+        if passed(train.validate_every):
             self._validate()
-        if now // train.sample_every > before // train.sample_every:
+        if passed(train.sample_every):
             self._sample()
-        if now // train.checkpoint_every > before // train.checkpoint_every:
-            self._save()
-        self.progress.step(self.state.clock, used(self.run.budget, self.state.clock))
+        if passed(train.checkpoint_every) or passed(train.milestone_every):
+            self._save(milestone=passed(train.milestone_every))
+        self.progress.step(self.state.clock, self.stage.fraction(self.state.clock))
 
     def finish(self) -> TrainResult:
-        """Save the last step; a run that has used its budget is also validated and drawn."""
-        finished = used(self.run.budget, self.state.clock) >= 1
+        """Save the last step; a stage that is over is also validated and drawn, and its checkpoint kept for good."""
+        over = self.stage.over(self.state.clock)
         self._log()
-        if finished:
+        if over:
             self._validate()
             self._sample()
-        samples = self.state.clock.samples
-        path = self._save()
-        self.progress.line(self.state.clock, used(self.run.budget, self.state.clock))
+        path = self._save(milestone=over and not self.stage.last)
+        if self.world.main:
+            self.writer.wait()
+        self.progress.line(self.state.clock, self.stage.fraction(self.state.clock))
         return TrainResult(
-            status="finished" if finished else "interrupted", samples=samples, metrics=dict(self._metrics), checkpoint=path
+            status="finished" if over else "interrupted",
+            samples=self.state.clock.samples,
+            metrics=dict(self._metrics),
+            checkpoint=path,
         )
 
     def _read(self) -> None:
         """Wait for the device and hear what it measured, on the clock of training."""
         began = time.perf_counter()
-        last = f"the last good checkpoint is {self._checkpoint}"
+        last = f"the last good checkpoint is {self.writer.newest}"
         self.meter.read(remedy=f"{last}; lower optimizer.lr, lengthen schedule.warmup or set train.precision=fp32")
         self.state.clock.seconds += time.perf_counter() - began
 
@@ -116,7 +134,8 @@ class Observer:
         means = self.meter.summary()
         if means:
             rate = {"train/lr": self._rate * self.run.optimizer.lr, "data/skipped": float(self.state.skipped)}
-            self._record(means | rate | self.speed.read(self.state.clock))
+            stage = {"train/stage": float(self.stage.number)} if self.stage.name else {}
+            self._record(means | rate | stage | self.speed.read(self.state.clock))
 
     def _validate(self) -> None:
         if self._validated == self.state.clock.samples:
@@ -129,16 +148,19 @@ class Observer:
             return
         self._sampled = self.state.clock.samples
         with self.state.averages.applied(self.state.model, self.state.averages.best):
-            path = self.grid.draw(self.folder, self._sampled)
+            path = self.grid.draw(self.folder, self._sampled, write=self.world.main)
         self.recorder.image("samples/grid", path, self._sampled)
 
-    def _save(self) -> Path:
+    def _save(self, *, milestone: bool = False) -> Path:
         self._read()  # never save behind a loss that nobody has looked at
-        if self._checkpoint is None or self._checkpoint.name != self.state.name:
-            self._checkpoint = self.state.save(self.folder, self.run)
-        return self._checkpoint
+        if self._saved != self.state.name:
+            self.state.save(
+                self.folder, self.run, writer=self.writer, world=self.world, stage=self.stage.number, milestone=milestone
+            )
+            self._saved = self.state.name
+        return self.folder / "checkpoints" / self._saved
 
     def _record(self, values: Mapping[str, float]) -> None:
         self._metrics.update(values)
         self.recorder.metrics(values, self.state.clock.samples)
-        self.progress.metrics(self.state.clock, used(self.run.budget, self.state.clock), values)
+        self.progress.metrics(self.state.clock, self.stage.fraction(self.state.clock), values)

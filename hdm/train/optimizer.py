@@ -23,6 +23,7 @@ from hdm.config.schema import RunConfig
 from hdm.model.init import stated
 from hdm.model.width import Role, growth
 from hdm.train.orthogonal import orthogonalize
+from hdm.train.parallel import whole
 
 
 class RateRule(Enum):
@@ -326,7 +327,7 @@ def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
     alone when `found_inf` is set, which keeps them good although the host hears of a non-finite gradient only steps later.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     scale = (norm / max_norm).clamp(min=1.0) if max_norm > 0 else torch.ones_like(norm)
     optimizer.grad_scale = scale.float()  # type: ignore[attr-defined]
     optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]

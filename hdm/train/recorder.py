@@ -28,3 +28,28 @@ class Recorder(Protocol):
 
     def dataset(self, name: str, digest: str, context: str) -> None:
         """A data set that the run reads, with its digest; context is "train" or "validation"."""
+
+
+class Silent:
+    """Records nothing: the recorder of all processes but the first."""
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """See Recorder."""
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """See Recorder."""
+
+    def metrics(self, values: Mapping[str, float], samples: int | None) -> None:
+        """See Recorder."""
+
+    def rewind(self, samples: int) -> None:
+        """See Recorder."""
+
+    def image(self, key: str, path: Path, samples: int) -> None:
+        """See Recorder."""
+
+    def artifact(self, path: Path) -> None:
+        """See Recorder."""
+
+    def dataset(self, name: str, digest: str, context: str) -> None:
+        """See Recorder."""

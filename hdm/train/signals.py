@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave. A second Ctrl-C leaves at once."""
+"""Ctrl-C, SIGTERM and a scheduler's SIGUSR2: finish the step, save, leave. A second Ctrl-C leaves at once."""
 
 import os
 import signal
@@ -8,7 +8,9 @@ from typing import Any
 
 
 class StopRequest:
-    """A context in which SIGINT and SIGTERM set `requested` instead of ending the process.
+    """A context in which SIGINT, SIGTERM and SIGUSR2 set `requested` instead of ending the process.
+
+    Slurm announces a time limit or a preemption by SIGUSR2 where it is asked to.
 
     Data workers that are forked inside inherit the handlers; there SIGINT is ignored (the terminal sends it to all, and the parent
     decides) and SIGTERM ends the worker as ever.
@@ -21,7 +23,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # elsewhere python allows no handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

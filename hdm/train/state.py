@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from hdm.config.axes import OPTIMIZER
 from hdm.config.compose import flatten
 from hdm.config.errors import CheckpointError, DataError
-from hdm.config.schema import RunConfig
+from hdm.config.schema import Moments, RunConfig
 from hdm.model.backbone import Backbone
 from hdm.train import checkpoint
 from hdm.train.budget import Clock
 from hdm.train.ema import Averages
 from hdm.train.optimizer import Optimizer
+from hdm.train.parallel import World, placed, whole
 
 _REMEDY = "it was written by another version; start a new run with another name="
 
@@ -49,21 +50,37 @@ class TrainState:
         """The name of the checkpoint of this moment."""
         return checkpoint.name_at(self.clock.samples)
 
-    def save(self, folder: Path, run: RunConfig) -> Path:
-        """Write the checkpoint of this moment into run `folder`."""
-        averages = {f"ema-{name}": self.averages.state(name) for name in self.averages.tensors}
-        with self.averages.applied(self.model, None):
-            weights = self.model.state_dict()
-        tensors = {"model": weights, **averages, "optimizer": self._moments()}
-        if has_parameters(self.alignment):
-            tensors["alignment"] = self.alignment.state_dict()
-        state = {**asdict(self.clock), "skipped": self.skipped, "data": self.data, "config": flatten(run)}
-        return checkpoint.save(folder, samples=self.clock.samples, tensors=tensors, state=state, keep=run.train.keep_checkpoints)
+    def save(
+        self, folder: Path, run: RunConfig, *, writer: checkpoint.Writer, world: World, stage: int = 0, milestone: bool = False
+    ) -> None:
+        """Have the checkpoint of this moment written into run `folder`; all processes must ask, and the first one writes.
 
-    def restore(self, path: Path) -> None:
-        """Become the state that checkpoint `path` holds. Raises CheckpointError when it does not fit, DataError for other data."""
+        `stage` is the one that was trained last; a `milestone` is kept for good.
+        """
+        averages = {f"ema-{name}": self.averages.state(name) for name in self.averages.tensors}
+        weights = dict(zip(self.averages.names, self.averages.weights, strict=True))
+        groups = {"model": weights, **averages, "optimizer": self._moments()}
+        if has_parameters(self.alignment):
+            groups["alignment"] = self.alignment.state_dict()
+        tensors: dict[str, dict[str, Tensor]] = {stem: {} for stem in groups}
+        for stem, group in groups.items():
+            for name, tensor in group.items():
+                gathered = whole(tensor)
+                if world.main:
+                    tensors[stem][name] = gathered if gathered is tensor else gathered.cpu()
+        if world.main:
+            clock, keep = asdict(self.clock), run.train.keep_checkpoints
+            state = {**clock, "stage": stage, "skipped": self.skipped, "data": self.data, "config": flatten(run)}
+            writer.submit(folder, samples=self.clock.samples, tensors=tensors, state=state, keep=keep, milestone=milestone)
+
+    def restore(self, path: Path, *, stage: int = 0, moments: Moments = Moments.keep) -> None:
+        """Become the state that checkpoint `path` holds. Raises CheckpointError when it does not fit, DataError for other data.
+
+        Where it was saved at the end of the stage before `stage`, the optimizer's state is left out unless `moments` says keep.
+        """
         state = checkpoint.read_state(path, *asdict(self.clock), "skipped", "data")
-        for split, digest in self.data.items():
+        begins = state.get("stage", 0) != stage
+        for split, digest in ({} if begins else self.data).items():
             if (then := state["data"].get(split)) != digest:
                 raise DataError(
                     f"{path}: the {split} data have changed since (digest {str(then)[:8]} then, {digest[:8]} now);"
@@ -76,8 +93,9 @@ class TrainState:
         for name, own in self.averages.tensors.items():
             stored = checkpoint.read_tensors(path, f"ema-{name}")
             for key, tensor in zip(self.averages.names, own, strict=True):
-                tensor.copy_(_take(stored, key, path / f"ema-{name}.safetensors"))
-        self._restore_moments(checkpoint.read_tensors(path, "optimizer"), path / "optimizer.safetensors")
+                tensor.copy_(placed(_take(stored, key, path / f"ema-{name}.safetensors"), tensor))
+        if not begins or moments is Moments.keep:
+            self._restore_moments(checkpoint.read_tensors(path, "optimizer"), path / "optimizer.safetensors")
         self.optimizer.reloaded()
         self.clock = Clock(**{name: state[name] for name in asdict(self.clock)})
         self.skipped = state["skipped"]
@@ -102,7 +120,7 @@ class TrainState:
             name, _, entry = key.rpartition("/")
             if name not in parameters:
                 raise CheckpointError(f"{source}: holds moments of '{name}', which the network does not have; {_REMEDY}")
-            self.optimizer.state.setdefault(parameters[name], {})[entry] = tensor.to(parameters[name].device)
+            self.optimizer.state.setdefault(parameters[name], {})[entry] = placed(tensor, parameters[name])
 
 
 def has_parameters(module: nn.Module) -> bool:
