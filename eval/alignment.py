@@ -190,7 +190,8 @@ def measure(drawn: Drawn) -> Measured:
     """`alignment/NAME` and `alignment/NAME_rK` of the generated images and, as the mark to reach, of the real ones (`…_real`)."""
     aligner = resolve(drawn)
     captions = aligner.embed_captions(drawn.real.captions)
-    values, errors = {}, {}
+    values: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for suffix, title, pictures in (("", "generated images", drawn.pictures), ("_real", "real images", drawn.real.pictures)):
         images = aligner.embed_images(pictures, title)
         own = np.arange(len(images)) % len(captions)

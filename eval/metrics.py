@@ -147,7 +147,7 @@ def prepare(subject: Subject) -> "Drawn":
     """What metrics look at, without generated images."""
     from eval.measure import Drawn
     from eval.samples import open_split, read_images
-    from hdm.train.loop import pick_device
+    from eval.sampling import own_device
 
     run, console = subject.run, Console(stderr=True, soft_wrap=True)
     shards = open_split(run, "val")
@@ -156,7 +156,7 @@ def prepare(subject: Subject) -> "Drawn":
     real = read_images(run, shards, run.eval.samples, whole=run.eval.whole)
     if not any(caption.strip() for caption in real.captions):
         raise DataError(f"{shards.name}: all captions of its val split are empty, so there is nothing to draw; give it captions")
-    return Drawn(run=run, real=real, images=None, device=pick_device(run.device), console=console, loaded=subject.loaded)
+    return Drawn(run=run, real=real, images=None, device=own_device(run.device), console=console, loaded=subject.loaded)
 
 
 def draw(subject: Subject) -> tuple["Drawn", dict[str, Any]]:
@@ -186,7 +186,7 @@ def draw(subject: Subject) -> tuple["Drawn", dict[str, Any]]:
         run,
         weights=loaded.weights,
         samples=count,
-        size=("whole", run.crop.size) if run.eval.whole else real.sizes[0][1:],
+        size=None if run.eval.whole else real.sizes[0][1:],
         prompts=real.prompts_digest,
         reference=real.digest,
         weak=weights_digest(weak.model) if weak else None,

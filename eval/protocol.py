@@ -22,9 +22,18 @@ VIEW = "generated images take the view (crop box, full size) of the held-out cro
 
 
 def sampling_protocol(
-    run: RunConfig, *, weights: str, samples: int, size: tuple[int, int], prompts: str, reference: str, weak: str | None = None
+    run: RunConfig,
+    *,
+    weights: str,
+    samples: int,
+    size: tuple[int, int] | None,
+    prompts: str,
+    reference: str,
+    weak: str | None = None,
 ) -> dict[str, Any]:
     """How the images were drawn; `prompts` and `reference` are digests of the captions and of the real images.
+
+    `size` is (H, W) in pixels, None for whole images in their own aspect ratios.
 
     `weak` is that of the other network's weights, for guidance=autoguidance: they count, not the folder that they lay in.
     """
@@ -33,7 +42,7 @@ def sampling_protocol(
         "reference": reference,
         "prompts": prompts,
         "samples": samples,
-        "size": f"{size[0]}x{size[1]}",
+        "size": f"{size[0]}x{size[1]}" if size else f"whole images of about {run.crop.size}x{run.crop.size}",
         "view": VIEW,
         "pixels": PIXELS,
         "resize": {"filter": RESIZE, **versions(["pillow"])},

@@ -28,6 +28,7 @@ from hdm.config.schema import RunConfig
 from hdm.diffusion.generate import Camera, Generator, Network
 from hdm.files import replacing
 from hdm.model.backbone import Backbone
+from hdm.train.loop import pick_device
 
 _REMEMBERED = 2**28  # bytes of text states
 
@@ -166,6 +167,14 @@ def _claimed(path: Path, *, wait: bool) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def own_device(name: str) -> torch.device:
+    """The device called `name`; of several processes on one host, "auto" gives each a GPU of its own."""
+    device = pick_device(name)
+    if name == "auto" and device.type == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return device
 
 
 def rank() -> int:

@@ -137,7 +137,7 @@ def test_whole_images_keep_their_aspect_ratios(trained):
     found, protocol = draw(load(trained, overrides=["eval.whole=true"]))
     assert {tuple(part.shape[2:]) for part in found.pictures.parts()} == {part[1:] for part in found.real.sizes}
     assert any(height != width for _, height, width in found.real.sizes)
-    assert protocol["size"] == "wholex16"
+    assert protocol["size"] == "whole images of about 16x16"
 
 
 def test_captions_go_round_when_more_images_are_wanted(trained):
