@@ -125,9 +125,9 @@ def test_small_runs_are_not_rounded_to_nothing(capsys):
 
 def test_sizes_that_no_grid_tiles():
     with pytest.raises(
-        ConfigError, match=r"256px of 250 px is not a multiple of autoencoder\.factor x model\.patch = 8 x 2; .* 240"
+        ConfigError, match=r"stages\.256px\.crop\.size=250: is not a positive multiple of .* = 8 x 2 = 16; set crop\.size=256"
     ):
-        plan(compose(["stages=[{name:'256px',size:250}]"]))
+        plan(compose(["stages.256px.epochs=1", "stages.256px.crop.size=250"]))
 
 
 @pytest.mark.slow

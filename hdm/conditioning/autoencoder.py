@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hdm.conditioning.weights import Source, read_network, torch_dtype
+from hdm.conditioning.weights import Source, compiling, read_network, torch_dtype
 from hdm.config.axes import AUTOENCODER
 from hdm.config.errors import ConfigError
 from hdm.config.registry import option
-from hdm.config.schema import Dtype, RunConfig
+from hdm.config.schema import Dtype, RunConfig, Storage
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,12 +36,28 @@ class PretrainedAutoencoderConfig(AutoencoderConfig):
     revision: str | None = option(None, "commit, tag or branch on the hub; null is the newest, or what is cached")
     dtype: Dtype = option(Dtype.auto, "arithmetic of the autoencoder; auto is bf16 on an accelerator, fp32 on the CPU")
     chunk: int = option(4, "images per pass: bounds the memory, does not change the result")
+    compile: bool = option(False, "torch.compile; pays off in long runs on an accelerator")
+    cache: Storage = option(
+        Storage.none, "read posteriors of training crops from the disk, kept as fp32, bf16 or fp16: python -m hdm.cache fills it"
+    )
 
-    def check(self, _: RunConfig) -> None:
-        """All sizes are positive."""
+    def check(self, run: RunConfig) -> None:
+        """All sizes are positive; what is cached can be listed."""
         for name in ("channels", "factor", "chunk"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"autoencoder.{name}={getattr(self, name)}: must be above 0")
+        if self.cache is Storage.none:
+            return
+        if "square" in getattr(run.crop, "takes", {}):
+            raise ConfigError(
+                f"autoencoder.cache={self.cache.value}: the windows of this crop depend on the batch ({run.crop.takes['square']});"
+                " use crop=shifted_square crop.places=4 or crop=center, or set autoencoder.cache=none"
+            )
+        if run.crop.places is None:
+            raise ConfigError(
+                f"autoencoder.cache={self.cache.value}: an image has a crop for every pixel of its long side, too many to keep;"
+                " set crop.places=4 (the squares at the ends and two between), use crop=center, or set autoencoder.cache=none"
+            )
 
 
 class Autoencoder(ABC):
@@ -99,6 +115,18 @@ class Pixel(Autoencoder):
 # --- networks of the diffusers library --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """What an encoder says of B images, before normalisation, in float32; `std` is None where it is sure."""
+
+    mean: Float[Tensor, "B C h w"]
+    std: Float[Tensor, "B C h w"] | None
+
+    def draw(self, noise: Float[Tensor, "B C h w"] | None) -> Float[Tensor, "B C h w"]:
+        """Mean + std * noise; the mean without noise, or without a std."""
+        return self.mean if noise is None or self.std is None else self.mean + self.std * noise
+
+
 class PretrainedAutoencoder(Autoencoder):
     """An autoencoder in the format of the diffusers library."""
 
@@ -114,29 +142,43 @@ class PretrainedAutoencoder(Autoencoder):
             if given != actual:
                 raise ConfigError(f"autoencoder.{name}={given}: {config.path} has {actual}; set autoencoder.{name}={actual}")
         self.network.to(self.device)
+        if config.compile:
+            self.network.encoder.compile()
+            self.network.decoder.compile()
         self.mean, self.std = (t.to(self.device) for t in latent_statistics(self.network.config))
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"] | None) -> Float[Tensor, "B C h w"]:
         """In chunks of `config.chunk` images."""
+        return self.normalised(self.posterior(pixels).draw(noise))
+
+    @torch.no_grad()
+    def posterior(self, pixels: Float[Tensor, "B 3 H W"]) -> Posterior:
+        """What `pixels` are encoded to, in chunks of `config.chunk` images."""
         size = self.config.chunk
-        raw = [
-            self.posterior(pixels[i : i + size].to(self.dtype), None if noise is None else noise[i : i + size])
-            for i in range(0, len(pixels), size)
-        ]
-        return (torch.cat(raw) - self.mean) / self.std
+        with compiling("autoencoder", self.config.compile):
+            parts = [self.read(pixels[i : i + size].to(self.dtype)) for i in range(0, len(pixels), size)]
+        return Posterior(
+            torch.cat([part.mean for part in parts]),
+            torch.cat([part.std for part in parts if part.std is not None]) if parts[0].std is not None else None,
+        )
+
+    def normalised(self, raw: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        """Latents as a backbone learns them, by channel."""
+        return (raw - self.mean) / self.std
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         """In chunks of `config.chunk` images."""
         size = self.config.chunk
         raw = (latents * self.std + self.mean).to(self.dtype)
-        pixels = [self.network.decode(raw[i : i + size]).sample.float() for i in range(0, len(raw), size)]
+        with compiling("autoencoder", self.config.compile):
+            pixels = [self.network.decode(raw[i : i + size]).sample.float() for i in range(0, len(raw), size)]
         return torch.cat(pixels).clamp(-1, 1)
 
     @abstractmethod
-    def posterior(self, pixels: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"] | None) -> Float[Tensor, "B C h w"]:
-        """Float32 latents of one chunk, before normalisation."""
+    def read(self, pixels: Float[Tensor, "B 3 H W"]) -> Posterior:
+        """What one chunk is encoded to."""
 
     @abstractmethod
     def downsampling(self) -> int:
@@ -174,11 +216,10 @@ class KL(PretrainedAutoencoder):
 
     network_class = "AutoencoderKL"
 
-    def posterior(self, pixels: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"] | None) -> Float[Tensor, "B C h w"]:
-        """Mean + std * noise."""
+    def read(self, pixels: Float[Tensor, "B 3 H W"]) -> Posterior:
+        """Mean and standard deviation of a Gaussian."""
         gaussian = self.network.encode(pixels).latent_dist
-        mean: Tensor = gaussian.mean.float()
-        return mean if noise is None else mean + gaussian.std.float() * noise
+        return Posterior(gaussian.mean.float(), gaussian.std.float())
 
     def downsampling(self) -> int:
         """Every level but the last halves the sides."""
@@ -200,14 +241,9 @@ class DCAE(PretrainedAutoencoder):
 
     network_class = "AutoencoderDC"
 
-    def posterior(
-        self,
-        pixels: Float[Tensor, "B 3 H W"],
-        noise: Float[Tensor, "B C h w"] | None,
-    ) -> Float[Tensor, "B C h w"]:
+    def read(self, pixels: Float[Tensor, "B 3 H W"]) -> Posterior:
         """The code itself."""
-        code: Tensor = self.network.encode(pixels).latent
-        return code.float()
+        return Posterior(self.network.encode(pixels).latent.float(), None)
 
     def downsampling(self) -> int:
         """As the network says."""

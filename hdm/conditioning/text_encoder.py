@@ -8,20 +8,22 @@ on nothing but the caption. They are float32 whatever the network computes in.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hdm import rng
 from hdm.conditioning import smollm2
-from hdm.conditioning.weights import Source, read_network, torch_dtype
+from hdm.conditioning.packing import Row, packed, padded
+from hdm.conditioning.weights import Source, compiling, read_network, torch_dtype
 from hdm.config.axes import TEXT_ENCODER
 from hdm.config.errors import AssetError, ConfigError
 from hdm.config.registry import option
-from hdm.config.schema import Dtype, RunConfig
+from hdm.config.schema import Dtype, RunConfig, Storage
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,6 +40,13 @@ class TextEncoderConfig:
                 raise ConfigError(f"text_encoder.{name}={getattr(self, name)}: must be above 0")
 
 
+class Kernel(Enum):
+    """How the encoder's attention is computed: by torch's fused function, or step by step."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+
+
 @dataclass(kw_only=True, slots=True)
 class PretrainedTextEncoderConfig(TextEncoderConfig):
     """A text encoder with weights."""
@@ -45,6 +54,12 @@ class PretrainedTextEncoderConfig(TextEncoderConfig):
     path: str | None = option(None, "folder (config.json, *.safetensors, tokenizer) or hub id")
     revision: str | None = option(None, "commit, tag or branch on the hub; null is the newest, or what is cached")
     dtype: Dtype = option(Dtype.auto, "arithmetic of the encoder; auto is bf16 on an accelerator, fp32 on the CPU")
+    kernel: Kernel = option(Kernel.sdpa, "its attention: sdpa (fused) or eager (step by step, the readable reference)")
+    packing: bool = option(
+        False, "several captions in one row, each seeing itself alone, in place of padding; states equal to rounding"
+    )
+    compile: bool = option(False, "torch.compile; pays off in long runs on an accelerator")
+    cache: Storage = option(Storage.none, "read states from the disk, kept as fp32, bf16 or fp16: python -m hdm.cache fills it")
 
 
 class TextEncoder(ABC):
@@ -73,6 +88,8 @@ class PretrainedTextEncoder(TextEncoder):
     """A network and its tokenizer in the format of the transformers library."""
 
     network_class = "AutoModel"
+    causal = True
+    positions = True  # whether positions are an input of the network; T5 has only distances
     config: PretrainedTextEncoderConfig
 
     def __init__(self, config: PretrainedTextEncoderConfig, *, cache: Path, device: torch.device | str = "cpu") -> None:
@@ -81,6 +98,8 @@ class PretrainedTextEncoder(TextEncoder):
         self.network, self.tokenizer = Source(axis="text_encoder", path=self.path, revision=config.revision).load(self._read)
         self._check()
         self.network.to(self.device)
+        if config.compile:
+            self.network.compile(dynamic=True)  # rows differ in number and length from batch to batch
         special = (self.tokenizer.bos_token_id, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         self.blank: int = next(token for token in special if token is not None)
 
@@ -89,23 +108,62 @@ class PretrainedTextEncoder(TextEncoder):
         raise ConfigError("text_encoder.path=null: this encoder needs a folder or a hub id")
 
     def encode_distinct(self, captions: list[str]) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
-        """Right-padded forward passes, over captions of similar length where that saves time."""
+        """Forward passes over captions of similar length where that saves time, padded or packed."""
         ids = self.tokenizer(captions, truncation=True, max_length=self.config.max_length)["input_ids"]
         # Some tokenizers (Qwen3's) add no special tokens: their empty caption becomes one token that begins or pads a text.
         ids = [row or [self.blank] for row in ids]
-        lengths = torch.tensor([len(row) for row in ids], device=self.device)
-        mask = torch.arange(int(max(map(len, ids))), device=self.device) < lengths[:, None]
+        lengths = [len(row) for row in ids]
+        mask = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
         states = torch.zeros(*mask.shape, self.config.width, device=self.device)
+        rows = packed(lengths) if self.config.packing else padded(lengths)
         # On a CPU padding costs what real tokens cost; an accelerator would rather have one large batch.
-        size = 16 if self.device.type == "cpu" else len(ids)
-        by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        for rows in (by_length[i : i + size] for i in range(0, len(ids), size)):
-            length = len(ids[rows[-1]])
-            tokens = torch.tensor([ids[row] + [self.blank] * (length - len(ids[row])) for row in rows], device=self.device)
-            real = mask[rows, :length]
-            out = self.network(input_ids=tokens, attention_mask=real.long()).last_hidden_state
-            states[rows, :length] = out.float().masked_fill(~real[..., None], 0.0)
+        size = 16 if self.device.type == "cpu" else len(rows)
+        for part in (rows[i : i + size] for i in range(0, len(rows), size)):
+            out = self._forward(ids, part)
+            for row, hidden in zip(part, out):
+                for caption, start in row:
+                    states[caption, : lengths[caption]] = hidden[start : start + lengths[caption]]
         return states, mask
+
+    def _forward(self, ids: list[list[int]], rows: list[Row]) -> Float[Tensor, "R L D"]:
+        """The last hidden states of `rows`; what stands behind the last caption of a row is noise."""
+        length = max(start + len(ids[caption]) for row in rows for caption, start in row)
+        tokens = torch.full((len(rows), length), self.blank)
+        segment, position = torch.full((len(rows), length), -1), torch.zeros(len(rows), length, dtype=torch.long)
+        for number, row in enumerate(rows):
+            for caption, start in row:
+                place = slice(start, start + len(ids[caption]))
+                tokens[number, place] = torch.tensor(ids[caption])
+                segment[number, place] = caption
+                position[number, place] = torch.arange(len(ids[caption]))
+        tokens, segment, position = (t.to(self.device, non_blocking=True) for t in (tokens, segment, position))
+        inputs: dict[str, Any] = {"attention_mask": (segment >= 0).long()}
+        if self.config.packing:
+            inputs = {"attention_mask": self._packed_mask(segment, position)}
+            if self.positions:
+                inputs["position_ids"] = position
+        with compiling("text_encoder", self.config.compile):
+            states: Tensor = self.network(input_ids=tokens, **inputs).last_hidden_state
+        return states.float()
+
+    def _packed_mask(self, segment: Int[Tensor, "R L"], position: Int[Tensor, "R L"]) -> Any:
+        """Who sees whom: tokens of the same caption, where causal those before; also the window of sliding layers (Gemma 3)."""
+        seen = segment[:, None, :, None] == segment[:, None, None, :]  # padding sees padding: a row of nothing would be NaN
+        distance = position[:, None, :, None] - position[:, None, None, :]
+        if self.causal:
+            seen = seen & (distance >= 0)
+        network = self.network.config.get_text_config()
+        if "sliding_attention" not in (getattr(network, "layer_types", None) or []):
+            return self._additive(seen)
+        near = seen & (distance < network.sliding_window)
+        return {"full_attention": self._additive(seen), "sliding_attention": self._additive(near)}
+
+    def _additive(self, seen: Bool[Tensor, "R 1 L L"]) -> Tensor:
+        """A mask as the attention takes it: the fused one as it is, the other to be added to the logits."""
+        if self.config.kernel is Kernel.sdpa:
+            return seen
+        dtype = self.network.dtype
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
     def _read(self, path: str, **options: Any) -> tuple[Any, Any]:
         from hdm import torchvision_cpu
@@ -114,7 +172,8 @@ class PretrainedTextEncoder(TextEncoder):
         import transformers
 
         dtype = torch_dtype(self.config.dtype, self.device)
-        network = read_network(getattr(transformers, self.network_class), path, dtype=dtype, trust_remote_code=False, **options)
+        how = {"dtype": dtype, "attn_implementation": self.config.kernel.value, "trust_remote_code": False}
+        network = read_network(getattr(transformers, self.network_class), path, **how, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
         # Where its files are missing the library makes an empty one, which turns every word into nothing or into "unknown".
         if set(tokenizer("a cat", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
@@ -151,6 +210,8 @@ class MiniLMConfig(PretrainedTextEncoderConfig):
 @TEXT_ENCODER.register("minilm", MiniLMConfig)
 class MiniLM(PretrainedTextEncoder):
     """Wang et al., 2020, tuned on sentence pairs; 22 M parameters. The states of the tokens, not the pooled sentence."""
+
+    causal = False
 
     def carried(self) -> str:
         """The package's folder."""
@@ -252,6 +313,7 @@ class T5(PretrainedTextEncoder):
     """Raffel et al., 2020."""
 
     network_class = "T5EncoderModel"
+    causal = positions = False
 
 
 # --- without weights --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from hdm.config.errors import AssetError, HdmError
+from hdm.config.errors import AssetError, ConfigError, HdmError
 from hdm.config.schema import Dtype
 
 T = TypeVar("T")
@@ -99,6 +99,18 @@ def read_network(cls: Any, path: str, **options: Any) -> Any:
             f"{path}: lacks {len(missing)} weights of {cls.__name__}, such as {missing[0]}; it holds another kind of network"
         )
     return network.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def compiling(axis: str, wanted: bool) -> Iterator[None]:
+    """Around the passes of a network that torch.compile may fail on: one line instead of its pages. Raises ConfigError."""
+    try:
+        yield
+    except Exception as error:
+        if not wanted or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{axis}.compile=true: torch.compile cannot: {reason}; set {axis}.compile=false") from error
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ config, as a method `check(self, run: RunConfig) -> None`; the others are here.
 """
 
 import dataclasses
+import importlib.util
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from hdm.config.stages import check_stages
 def check(run: RunConfig) -> None:
     """Raise ConfigError for a configuration that cannot run."""
     _finite(run)
+    require(bool(run.captions.separator.strip()), "captions.separator: is empty; set '$$' (the report's) or ','")
     require("/" not in run.name, f"name={run.name}: is part of a folder's name; leave out the slash, out= names the place")
     _ranges(run)
     _model(run)
@@ -25,6 +27,7 @@ def check(run: RunConfig) -> None:
     _averages(run)
     _whole(run)
     check_stages(run)
+    _lora(run)
     compat.check(run)
     for axis in AXES:
         if hasattr(getattr(run, axis), "check"):
@@ -83,6 +86,24 @@ def _whole(run: RunConfig) -> None:
             f"validation.whole=true: shows images of any aspect ratio, and {axis.name}={axis.of(config).name} needs square batches"
             f" ({needs.get('square')}); set validation.whole=false",
         )
+
+
+def _lora(run: RunConfig) -> None:
+    lora = run.lora
+    require(lora.rank >= 0, f"lora.rank={lora.rank}: must be 0, for no adapters, or above")
+    require(lora.alpha is None or lora.alpha > 0, f"lora.alpha={lora.alpha}: must be above 0")
+    require(lora.factor >= 1, f"lora.factor={lora.factor}: must be 1 or above; 4 is usual")
+    if lora.rank == 0:
+        return
+    require(
+        importlib.util.find_spec("peft") is not None,
+        f"lora.rank={lora.rank}: the package peft is not installed; pip install 'hdm-lab[lora]', or set lora.rank=0",
+    )
+    rule = getattr(getattr(run.optimizer, "rule", None), "name", "")
+    require(
+        rule != "mup" and not hasattr(run.optimizer, "hidden_lr"),
+        f"lora.rank={lora.rank}: which rate an adapter gets is said by its fan-in; use optimizer=adamw with optimizer.rule=mup_report",
+    )
 
 
 _POSITIVE = """

@@ -29,6 +29,7 @@ from hdm.config.check import check
 from hdm.config.errors import ConfigError
 from hdm.config.explain import check_key, expected
 from hdm.config.lines import Line, expand, files, imply, quote, settle
+from hdm.config.origin import with_origin
 from hdm.config.schema import PRESET_GROUPS, RunConfig, StageConfig
 from hdm.config.stages import collect, split_key
 
@@ -192,7 +193,7 @@ def _hydra(lines: list[Line]) -> RunConfig:
         values = {k: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in values.items()}
     except (HydraException, OmegaConfBaseException) as error:
         raise _translated(error, lines) from None
-    return RunConfig(**values)
+    return with_origin(RunConfig(**values))
 
 
 def _root_type(defaults: list[Any]) -> type:

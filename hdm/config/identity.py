@@ -11,14 +11,20 @@ from hdm.config.schema import RunConfig
 # Where, how fast and how often it is looked at, but not what is computed.
 NEUTRAL = (
     "experiment", "name", "out", "datasets", "cache", "device", "resume", "plugins", "matched", "track.", "hardware.", "eval.",
-    "sampling.", "parallel.", "train.workers", "train.log_every", "train.validate_every", "train.sample_every",
-    "train.checkpoint_every", "train.keep_checkpoints", "train.milestone_every",
+    "sampling.", "parallel.", "data.cache_gb", "data.max_quarantined", "train.workers", "train.log_every", "train.validate_every",
+    "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints", "train.milestone_every",
 )  # fmt: skip
+
+
+# Said by a digest, and groups of keys that mean nothing while the key before them is off.
+_BY_DIGEST = ("init_from",)
+_IDLE = {"init_digest": "init_", "lora.rank": "lora."}
 
 
 def identity(flat: Mapping[str, Any]) -> str:
     """Eight hex digits of what a flat configuration computes."""
-    essential = {key: value for key, value in flat.items() if not key.startswith(NEUTRAL)}
+    left_out = (*NEUTRAL, *_BY_DIGEST, *(group for switch, group in _IDLE.items() if not flat.get(switch)))
+    essential = {key: value for key, value in flat.items() if not key.startswith(left_out)}
     return hashlib.blake2b(json.dumps(essential, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 

@@ -110,6 +110,24 @@ def _nested(key: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 def imply(lines: list[Line]) -> list[Line]:
+    """`lines` with what the backbone and adapters imply for other keys."""
+    return _unrouted(_published(lines))
+
+
+def _unrouted(lines: list[Line]) -> list[Line]:
+    """`lines` with routing.rate=0 behind the choice of adapters (spec 1.3 i), as if its source said so if it says nothing else."""
+    place = max((i for i, line in enumerate(lines) if line.key == "lora.rank"), default=-1)
+    if place < 0 or lines[place].value == "0":
+        return lines
+    routing, rank = choice("routing", lines), lines[place]
+    if any(line.source == rank.source and line.key in ("routing", "routing.rate") for line in lines):
+        return lines
+    if routing not in AXES["routing"].names() or "rate" not in AXES["routing"].get(routing).config.__dataclass_fields__:
+        return lines
+    return [*lines[: place + 1], Line("routing.rate", "0.0", rank.source, str(rank)), *lines[place + 1 :]]
+
+
+def _published(lines: list[Line]) -> list[Line]:
     """`lines` with what the chosen backbone's published form implies for other axes (`implies` of its config).
 
     Implied lines stand where the backbone was chosen: above earlier sources, below every line of the source that chose it, wherever

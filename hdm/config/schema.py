@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any
 
+from hdm.config.errors import ConfigError
 from hdm.config.registry import option
 
 
@@ -22,6 +23,15 @@ class Dtype(Enum):
     """Arithmetic of a frozen network; auto is bf16 on an accelerator and fp32 on the CPU."""
 
     auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Storage(Enum):
+    """Whether, and in which numbers, what a frozen network gives is kept on the disk (see `hdm.cache`)."""
+
+    none = "none"
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
@@ -82,6 +92,14 @@ class Compression(Enum):
     bf16 = "bf16"
 
 
+class Weights(Enum):
+    """Which weights of a checkpoint: the power-function average (or the best there is), the raw ones, or the plain average."""
+
+    ema = "ema"
+    raw = "raw"
+    ema_decay = "ema_decay"
+
+
 class Resume(Enum):
     """What to do with a run folder that is there already."""
 
@@ -128,9 +146,34 @@ class CaptionConfig:
     """How a caption is drawn from its record each time it is seen (spec 1.3 m and 1.4)."""
 
     shuffle: bool = option(True, "shuffle groups, and tags inside their group")
+    shuffle_groups: bool = option(True, "false: groups stay in their order, only their tags are shuffled")
+    separator: str = option("$$", "what separates tags; ',' for the comma-separated captions of fine-tuning sets")
     tag_dropout: float = option(0.25, "probability that a tag is left out")
     group_dropout: float = option(0.3, "probability that a whole group is left out")
     text_dropout: float = option(0.1, "probability of the empty caption, for classifier-free guidance; the report's preset has 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class CollectedConfig:
+    """What every data set has that is made of somebody's files: which are held out, and which are refused."""
+
+    val_share: float = option(0.01, "share that is held out, by a hash of each key: adding files moves none between the splits")
+    min_side: int = option(64, "shortest side in pixels of a picture that is used")
+    max_megapixels: float = option(100.0, "largest picture that is decoded; a larger one is taken for damage or an attack")
+    max_quarantined: float = option(0.1, "share of files that may be unusable; more is refused")
+    shard: int = option(1024, "pictures in a shard")
+    images: int | None = option(None, "training images, for the plan of a run whose data are elsewhere")
+
+    def check(self, run: Any) -> None:
+        """Ranges."""
+        for key, value, low, high in (
+            ("val_share", self.val_share, 0, 0.5), ("max_quarantined", self.max_quarantined, 0, 1),
+            ("min_side", self.min_side, 1, 4096), ("max_megapixels", self.max_megapixels, 0.01, 178), ("shard", self.shard, 1, 1 <<
+            20), ):  # fmt: skip
+            if not low <= value <= high:
+                raise ConfigError(f"data.{key}={value}: must be between {low} and {high}")
+        if self.images is not None and self.images < 1:
+            raise ConfigError(f"data.images={self.images}: must be above 0, or null")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -268,6 +311,27 @@ class TrackConfig:
     parent: str | None = option(None, "parent run, set by hdm.sweep: its folder, relative to `out`, or an MLflow run id")
 
 
+class Adapter(Enum):
+    """The form of a low-rank update."""
+
+    lora = "lora"
+    lokr = "lokr"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Fine-tuning by low-rank adapters beside frozen weights, through peft (LoRA: Hu et al., 2021); rank 0 trains all weights.
+
+    Adapters imply routing.rate=0, which a line of one's own overrules: few steps are not to be spent on part of the tokens.
+    """
+
+    rank: int = option(0, "rank r of the update of each layer; 0 for no adapters")
+    alpha: float | None = option(None, "the update is multiplied by alpha / rank; null: 1")
+    kind: Adapter = option(Adapter.lora, "lora: B A; lokr: a Kronecker product (LyCORIS), whose left factor has `factor` rows")
+    factor: int = option(4, "of kind=lokr; 4 in the report author's fine-tuning configuration")
+    targets: list[str] = option([], "linear layers by the end of their names, such as [attn.qkv,mlp.w12]; [] is all of the blocks")
+
+
 @dataclass(kw_only=True, slots=True)
 class HardwareConfig:
     """What the plan and the progress line assume of the machine."""
@@ -312,6 +376,13 @@ class RunConfig:
         " forward pass, are within 1 % of those of the report's XUT at the same sizes; the run stores the sizes and match=none",
     )
     matched: str = option("", "what match= came to; written by the laboratory")
+    init_from: str | None = option(
+        None, "start from these weights: a run folder, a checkpoint, an exported .safetensors, or a file of the published layout"
+    )
+    init_weights: Weights = option(Weights.ema, "which weights of it: ema, raw or ema_decay")
+    init_strict: bool = option(True, "false loads what fits and lists what does not")
+    init_digest: str = option("", "digest of the weights that init_from names; written by the laboratory")
+    lora: LoraConfig = option(LoraConfig(), "adapters")
     model: ModelConfig = option(ModelConfig(), "sizes")
     backbone: Any = None
     merge: Any = None

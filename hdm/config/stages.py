@@ -26,7 +26,7 @@ _SAME_VARIANT = ("optimizer", "routing")  # other variants may have other parame
 @dataclass(slots=True)
 class _Stage:
     own: dict[str, str] = field(default_factory=dict)
-    set: dict[str, str] = field(default_factory=dict)
+    set: dict[str, Line] = field(default_factory=dict)
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -56,15 +56,16 @@ def collect(lines: Iterable[Line], parse: Callable[[str], Any]) -> list[Line]:
             if inner in _OWN:
                 stage.own[inner] = line.value
             elif _may_differ(inner):
-                stage.set[inner] = line.value
+                stage.set[inner] = line
             else:
                 raise ConfigError(f"{line}: {_not_a_stage_key(inner)}")
         else:
             rest.append(line)
     if not named:
         return rest if listed is None else [*rest, listed]
-    for line in rest:  # what every stage sets cannot be set from above
-        if line.source == "command line" and all(line.key in stage.set for stage in stages.values()):
+    for line in rest:  # on the command line it would change nothing where every stage of a file sets its own
+        own = [stage.set[line.key].source for stage in stages.values() if line.key in stage.set]
+        if line.source == "command line" and len(own) == len(stages) and line.source not in own:
             first = next(iter(stages))
             raise ConfigError(f"{line}: every stage sets its own; set stages.{first}.{line.key}={line.value}, and so on")
     return [*rest, Line("stages", "[" + ",".join(_written(name, stage) for name, stage in stages.items()) + "]")]
@@ -85,14 +86,14 @@ def _listed(stages: Any) -> dict[str, _Stage]:
     found: dict[str, _Stage] = {}
     for stage in stages:
         own = {key: quote(stage[key]) for key in _OWN if key in stage}
-        lines = dict(str(line).partition("=")[::2] for line in stage.get("set", []))
-        found[str(stage.get("name", ""))] = _Stage(own, lines)
+        lines = [Line(*str(line).partition("=")[::2], "stages") for line in stage.get("set", [])]
+        found[str(stage.get("name", ""))] = _Stage(own, {line.key: line for line in lines})
     return found
 
 
 def _written(name: str, stage: _Stage) -> str:
     own = "".join(f",{key}:{value}" for key, value in stage.own.items())
-    lines = [f"{key}={value}" for key, value in stage.set.items()]
+    lines = [f"{key}={line.value}" for key, line in stage.set.items()]
     return f"{{name:{quote(name)}{own},set:{quote(lines)}}}"
 
 

@@ -10,7 +10,7 @@ question; only `center` puts the square elsewhere.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -42,9 +42,13 @@ class ShiftedSquareConfig:
     """A square window at a random place along the long side, the last place included (report, "Shifted Square Crop")."""
 
     size: int = option(256, "side of the crop in pixels; the short side of the image is resized to it")
+    places: int | None = option(
+        None, "places along a side that a window can have, evenly spaced, both ends included; null: every one"
+    )
 
     def check(self, run: RunConfig) -> None:
         """The crop must be a whole number of patches."""
+        require(self.places is None or self.places > 0, f"crop.places={self.places}: must be above 0, or null for every place")
         cell = run.autoencoder.factor * run.model.patch
         require(
             self.size > 0 and self.size % cell == 0,
@@ -57,11 +61,13 @@ class ShiftedSquareConfig:
 class CenterConfig(ShiftedSquareConfig):
     """The square window in the middle, the same one each time an image is seen (ADM, DiT)."""
 
+    places: int | None = option(1, "always 1: the middle")
     hflip: float = option(0.0, "probability that an image is mirrored left to right first; ADM and DiT: 0.5")
 
     def check(self, run: RunConfig) -> None:
         """As the base class; a probability is one."""
         ShiftedSquareConfig.check(self, run)
+        require(self.places == 1, f"crop.places={self.places}: crop=center has one; use crop=shifted_square, or leave it out")
         require(0 <= self.hflip <= 1, f"crop.hflip={self.hflip}: must be between 0 and 1")
 
 
@@ -149,15 +155,18 @@ class Crop:
     """Resizes an image to cover a box and cuts a window; variants decide which box, and where."""
 
     def __init__(self, config: ShiftedSquareConfig) -> None:
-        self.size = config.size
+        self.size, self.count = config.size, config.places
 
-    def offset(self, room: int, rng: np.random.Generator) -> int:
-        """Where the window starts along one side: one of 0, 1, … `room`."""
-        raise NotImplementedError
+    def places(self, room: int) -> Sequence[int]:
+        """Where the window may start along one side: `crop.places` of 0, 1, … `room`, or all of them."""
+        count = room + 1 if self.count is None else min(self.count, room + 1)
+        if count == room + 1:
+            return range(room + 1)
+        return [round(i * room / (count - 1)) for i in range(count)] if count > 1 else [room // 2]
 
     def order(self, seed: int, shards: Shards, *, start: int, batch_size: int) -> Order:
         """Which record each sample is and how large the crops of each micro-batch are; micro-batches begin at `start`."""
-        return Order(seed, len(shards))
+        return Order(seed, len(shards), deck=shards.deck(seed))
 
     def covered(self, box: tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) that the resized image covers when windows of `box` are cut; None: the square."""
@@ -167,12 +176,33 @@ class Crop:
         """What training makes of an image before it is cut. Held-out images are left as they are."""
         return source
 
+    def versions(self, source: Decoded) -> Sequence[Decoded]:
+        """Everything that `augmented` can make of an image."""
+        return [source]
+
+    def squares(self, source: Decoded) -> Iterator[Cropped]:
+        """Every square that training can be given of an image."""
+        for version in self.versions(source):
+            full_width, full_height = covering(version.width, version.height, self.covered(None))
+            for top in self.places(full_height - self.size):
+                for left in self.places(full_width - self.size):
+                    yield self.cut(version, (self.size, self.size), corner=(top, left), covered=self.covered(None))
+
     def __call__(self, source: Decoded, rng: np.random.Generator, box: tuple[int, int] | None = None) -> Cropped:
         """Cut the window of `box`, (height, width), that `rng` chooses; None: the square."""
-        image = source.image
         height, width = box or (self.size, self.size)
-        full_width, full_height = covering(source.width, source.height, self.covered(box))
-        top, left = self.offset(full_height - height, rng), self.offset(full_width - width, rng)
+        covered = self.covered(box)
+        full_width, full_height = covering(source.width, source.height, covered)
+        top, left = (self._drawn(self.places(room), rng) for room in (full_height - height, full_width - width))
+        return self.cut(source, (height, width), corner=(top, left), covered=covered)
+
+    def _drawn(self, places: Sequence[int], rng: np.random.Generator) -> int:
+        return places[int(rng.integers(len(places)))] if len(places) > 1 else places[0]
+
+    def cut(self, source: Decoded, box: tuple[int, int], *, corner: tuple[int, int], covered: tuple[int, int]) -> Cropped:
+        """The window of `box`, (height, width), at `corner`, (top, left), of the image resized to cover `covered`."""
+        image, (height, width), (top, left) = source.image, box, corner
+        full_width, full_height = covering(source.width, source.height, covered)
         # Resampling only the window reads the same source pixels with the same weights as cutting it from the resized whole.
         across, down = image.width / full_width, image.height / full_height
         part = (
@@ -188,11 +218,7 @@ class Crop:
 
 @CROP.register("shifted_square", ShiftedSquareConfig)
 class ShiftedSquare(Crop):
-    """Offset uniform over every place, both ends included; the author's code leaves the last one out (spec 1.3 u)."""
-
-    def offset(self, room: int, rng: np.random.Generator) -> int:
-        """One of 0, 1, … `room`; draws nothing where there is no choice."""
-        return int(rng.integers(room + 1))
+    """Uniform over every place, both ends included; the author's code leaves the last one out (spec 1.3 u)."""
 
 
 @CROP.register("center", CenterConfig)
@@ -203,16 +229,22 @@ class Center(Crop):
         super().__init__(config)
         self.hflip = config.hflip
 
-    def offset(self, room: int, rng: np.random.Generator) -> int:
+    def places(self, room: int) -> Sequence[int]:
         """Half of `room`."""
-        return room // 2
+        return [room // 2]
 
     def augmented(self, source: Decoded, rng: np.random.Generator) -> Decoded:
         """Mirrored with probability `hflip`."""
-        if rng.random() >= self.hflip:
-            return source
-        mirrored = source.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return Decoded(image=mirrored, width=source.width, height=source.height)
+        return self.mirrored(source) if rng.random() < self.hflip else source
+
+    def versions(self, source: Decoded) -> Sequence[Decoded]:
+        """As it is, and mirrored where that can happen."""
+        return [*([source] if self.hflip < 1 else []), *([self.mirrored(source)] if self.hflip > 0 else [])]
+
+    def mirrored(self, source: Decoded) -> Decoded:
+        """Left to right."""
+        image = source.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return Decoded(image=image, width=source.width, height=source.height)
 
 
 @CROP.register("patch_diffusion", PatchDiffusionConfig)
@@ -231,7 +263,7 @@ class PatchDiffusion(ShiftedSquare):
         """See `Crop.order`; a micro-batch's window is drawn from (seed, its first sample)."""
         shares = {part: share for part, share in self.shares.items() if share > 0}
         boxes = [(self.size // part, self.size // part) for part in shares]
-        return DrawnOrder(seed, len(shards), boxes=boxes, shares=list(shares.values()))
+        return DrawnOrder(seed, len(shards), boxes=boxes, shares=list(shares.values()), deck=shards.deck(seed))
 
 
 @CROP.register("arb", ArbConfig)
@@ -247,7 +279,7 @@ class Arb(ShiftedSquare):
     def order(self, seed: int, shards: Shards, *, start: int, batch_size: int) -> Order:
         """See `Crop.order`."""
         buckets, boxes = self.assigned(shards.sizes())
-        return BucketOrder(seed, buckets, boxes=boxes, start=start, batch_size=batch_size)
+        return BucketOrder(seed, buckets, boxes=boxes, start=start, batch_size=batch_size, deck=shards.deck(seed))
 
     def assigned(self, sizes: NDArray[np.integer]) -> tuple[NDArray[np.int64], Sequence[tuple[int, int]]]:
         """The bucket of each (width, height), SQUARE where it has none, and the buckets' (height, width)."""

@@ -8,7 +8,7 @@ same for any number of them and from any start.
 import atexit
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
 import numpy as np
@@ -22,8 +22,9 @@ from hdm.config.errors import DataError
 from hdm.config.schema import RunConfig
 from hdm.data.captions import draw_caption, full_caption
 from hdm.data.crop import Arb, ArbConfig, Crop, Cropped
+from hdm.data.deck import permutation
 from hdm.data.images import decode
-from hdm.data.order import SQUARE, permutation
+from hdm.data.order import SQUARE
 from hdm.data.shards import SampleError, Shards
 from hdm.rng import generator
 
@@ -150,6 +151,7 @@ class _Samples(Dataset[_Cut | DataError]):
         """The batch of `samples`. An error is returned, not raised: as a worker's traceback it would lose its one line."""
         skipped: list[Skipped] = []
         try:
+            self.shards.fetch([number for i in samples for number in islice(self.candidates(i), 1)])
             first = self.first(samples[0])
             crops, captions, keys = zip(*(self._sample(i, first, skipped) for i in samples))
         except DataError as error:
@@ -208,6 +210,7 @@ class _TrainingSamples(_Samples):
 class _ValidationSamples(_Samples):
     def __init__(self, run: RunConfig, shards: Shards) -> None:
         super().__init__(run, shards)
+        self.crop = CROP.build(replace(run.crop, places=None))  # held-out images are cut alike, whatever crop.places
         self.order = permutation(_FIXED, "validation/order", 0, len(shards))
 
     def candidates(self, sample: int) -> Iterator[int]:

@@ -1,6 +1,6 @@
 """Which record each sample of a run is: arithmetic, so a run can start anywhere.
 
-Sample i of a run lies in epoch i // N at place i % N of that epoch's permutation, which is drawn from (seed, "order", epoch).
+A deck (`hdm.data.deck`) lays the records out as an endless row; for a plain data set that is one permutation an epoch.
 
 A crop whose batches differ in size also decides here which samples share a micro-batch. Micro-batches begin at the samples that
 differ from the run's start by a multiple of their length, so a run that goes on after whole steps finds the same ones.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hdm.data.deck import Deck, Shuffled
 from hdm.rng import generator
 
 SQUARE = -1  # the bucket of images that have none, and of what full micro-batches leave over
@@ -18,10 +19,11 @@ _ALIKE = 25  # stand-ins that are looked for in the sample's own bucket, before 
 
 
 class Order:
-    """The records of a data set of `size`, in a new order every epoch."""
+    """The records of a data set of `size`, in the order of `deck`; by default a new permutation every epoch."""
 
-    def __init__(self, seed: int, size: int) -> None:
-        self._seed, self._size = seed, size
+    def __init__(self, seed: int, size: int, *, deck: Deck | None = None) -> None:
+        self._seed, self._records = seed, size
+        self._deck = deck or Shuffled(seed, size)
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
 
     def __getitem__(self, sample: int) -> int:
@@ -35,28 +37,30 @@ class Order:
 
     def replacement(self, sample: int, attempt: int) -> int:
         """The record that stands in for an unusable one: any, drawn from the sample's own number and the attempt."""
-        return int(self._stand_in(sample, attempt, self._size))
+        return int(self._stand_in(sample, attempt, self._records))
 
     def _stand_in(self, sample: int, attempt: int, size: int) -> int:
         return int(generator(self._seed, "order/replacement", f"{sample}/{attempt}").integers(size))
 
     def _place(self, sample: int) -> int:
-        """Where in its epoch a sample lies; the epoch is arranged when it is not yet."""
-        epoch, place = divmod(sample, self._size)
+        """Where in its part of the deck, an epoch, a sample lies; the part is arranged when it is not yet."""
+        epoch, place = divmod(sample, self._deck.length)
         if epoch != self._epoch:
             self._epoch = epoch
             self._arrange(epoch)
         return place
 
     def _arrange(self, epoch: int) -> None:
-        self._permutation = permutation(self._seed, "order", epoch, self._size)
+        self._permutation = self._deck.part(epoch)
 
 
 class DrawnOrder(Order):
     """The plain order; each micro-batch draws one of `boxes` with the probabilities `shares`, from (seed, its first sample)."""
 
-    def __init__(self, seed: int, size: int, *, boxes: Sequence[tuple[int, int]], shares: Sequence[float]) -> None:
-        super().__init__(seed, size)
+    def __init__(
+        self, seed: int, size: int, *, boxes: Sequence[tuple[int, int]], shares: Sequence[float], deck: Deck | None = None
+    ) -> None:
+        super().__init__(seed, size, deck=deck)
         self._boxes, self._limits = list(boxes), np.cumsum(shares)[:-1]
 
     def box(self, first: int) -> tuple[int, int]:
@@ -66,17 +70,24 @@ class DrawnOrder(Order):
 
 
 class BucketOrder(Order):
-    """Every record once an epoch, in micro-batches of one bucket each; `boxes` are the buckets' (height, width).
+    """The records of each part of the deck, an epoch, in micro-batches of one bucket each; `boxes` are their (height, width).
 
-    An epoch's permutation is dealt into buckets. Whole micro-batches of each bucket come out; what is left over, and records of no
+    An epoch is dealt into buckets. Whole micro-batches of each bucket come out; what is left over, and records of no
     bucket (SQUARE), make micro-batches of squares. So do the first and the last samples of an epoch where a micro-batch reaches
     over its ends. The micro-batches are shuffled.
     """
 
     def __init__(
-        self, seed: int, buckets: NDArray[np.int64], *, boxes: Sequence[tuple[int, int]], start: int, batch_size: int
+        self,
+        seed: int,
+        buckets: NDArray[np.int64],
+        *,
+        boxes: Sequence[tuple[int, int]],
+        start: int,
+        batch_size: int,
+        deck: Deck | None = None,
     ) -> None:
-        super().__init__(seed, len(buckets))
+        super().__init__(seed, len(buckets), deck=deck)
         self._buckets, self._boxes = buckets, list(boxes)
         self._start, self._batch = start, batch_size
         self._dealt = np.empty(0, np.int64)
@@ -99,10 +110,10 @@ class BucketOrder(Order):
         return int(self._dealt[place])
 
     def _arrange(self, epoch: int) -> None:
-        records = permutation(self._seed, "order", epoch, self._size)
-        head = (self._start - epoch * self._size) % self._batch
+        records = self._deck.part(epoch)
+        head = (self._start - epoch * len(records)) % self._batch
         shuffle = generator(self._seed, "order/batches", epoch)
-        places, self._dealt = deal(self._buckets[records], head=min(head, self._size), batch=self._batch, shuffle=shuffle)
+        places, self._dealt = deal(self._buckets[records], head=min(head, len(records)), batch=self._batch, shuffle=shuffle)
         self._permutation = records[places]
 
 
@@ -130,8 +141,3 @@ def deal(
     turn = shuffle.permutation(len(chunks))
     ends = np.full(head, SQUARE), np.full(tail, SQUARE)
     return np.concatenate([first, chunks[turn].ravel(), last]), np.concatenate([ends[0], np.repeat(used[turn], batch), ends[1]])
-
-
-def permutation(seed: int, purpose: str, key: int, size: int) -> NDArray[np.int64]:
-    """The numbers below `size` in random order."""
-    return generator(seed, purpose, key).permutation(size)

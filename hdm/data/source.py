@@ -8,6 +8,8 @@ killed goes on at the shard where it was; a second process waits for the first.
 import dataclasses
 import hashlib
 import json
+import os
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ class Source(ABC):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+        self.workers = len(os.sched_getaffinity(0))  # processes that make shards, where that can be shared out
 
     @abstractmethod
     def prepare(self, datasets: Path) -> Path:
@@ -47,6 +50,10 @@ class Source(ABC):
     def repair(self, datasets: Path) -> None:
         """Make damaged shards again."""
 
+    def again(self, datasets: Path) -> Path:
+        """Look at what the data set was made of again, and bring it up to date; where nothing can have changed, as `prepare`."""
+        return self.prepare(datasets)
+
     def facts(self) -> dict[str, Any]:
         """What a person should know of it: licence, versions."""
         return {}
@@ -60,7 +67,9 @@ class Source(ABC):
         """The command line that prepares this data set below `datasets`."""
         default = type(self.config)()
         fields = [field.name for field in dataclasses.fields(self.config)]
-        changed = [f"data.{f}={getattr(self.config, f)}" for f in fields if getattr(self.config, f) != getattr(default, f)]
+        changed = [
+            shlex.quote(f"data.{f}={getattr(self.config, f)}") for f in fields if getattr(self.config, f) != getattr(default, f)
+        ]
         place = [] if str(datasets) == RunConfig().datasets else [f"datasets={datasets}"]
         return " ".join(["python -m hdm.prepare", f"data={self.name}", *changed, *place, *flags])
 
@@ -129,7 +138,7 @@ class PreparedSource(Source):
                     advance(len(items))
                 else:
                     write_shard(folder / name, self._records(items, advance))
-        splits = {split: _summary(folder, [name for name in plan if name.startswith(split)], plan) for split in SPLITS}
+        splits = {split: summary(folder, {n: len(i) for n, i in plan.items() if n.startswith(split)}) for split in SPLITS}
         digest = hashlib.sha256("".join(s["sha256"] for split in splits.values() for s in split["shards"]).encode()).hexdigest()
         manifest = {"name": self.name, **self.facts(), "settings": self.settings(), "digest": digest, "splits": splits}
         write_json(folder / MANIFEST, manifest)
@@ -162,12 +171,13 @@ def _damaged(folder: Path) -> Iterator[str]:
                 yield entry["file"]
 
 
-def _summary(folder: Path, names: list[str], plan: Mapping[str, list[Any]]) -> dict[str, Any]:
+def summary(folder: Path, images: Mapping[str, int]) -> dict[str, Any]:
+    """What the manifest says of a split whose shards hold so many images each."""
     shards = [
-        {"file": name, "images": len(plan[name]), "bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-        for name in names
+        {"file": name, "images": count, "bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name, count in images.items()
     ]
-    return {"images": sum(len(plan[name]) for name in names), "shards": shards}
+    return {"images": sum(images.values()), "shards": shards}
 
 
 @contextmanager

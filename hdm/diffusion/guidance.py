@@ -19,6 +19,7 @@ from hdm.config.axes import GUIDANCE
 from hdm.config.check import require
 from hdm.config.errors import ConfigError
 from hdm.config.registry import option
+from hdm.config.schema import Weights
 from hdm.diffusion.passes import both_passes, extrapolate, projection
 from hdm.model.backbone import Backbone, Condition, Route
 
@@ -280,14 +281,6 @@ class PathDrop(Guidance):
             return strong
         weak = model(x, t, null, route=Route(noise=route_noise, rate=1.0))
         return extrapolate(strong.float(), weak.float(), self.scale)
-
-
-class Weights(Enum):
-    """Which weights of a checkpoint: the power-function average (or the best there is), the raw ones, or the plain average."""
-
-    ema = "ema"
-    raw = "raw"
-    ema_decay = "ema_decay"
 
 
 @dataclass(kw_only=True, slots=True)

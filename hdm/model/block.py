@@ -133,14 +133,11 @@ class Block(nn.Module):
         return image if y_text is None else torch.cat([image, self._add(text, h_text, y_text, text_gate)], dim=1)
 
     def _mlps(self, x: Float[Tensor, "B T D"], layout: Layout, modulation: Mapping[str, Modulation | None]) -> Tensor:
-        def shared(h: Tensor) -> Tensor:
-            return self.mlp(h, layout)
-
         own = modulation[f"{self.name}.mlp"]
         if not self.twin or self.ends_text or x.shape[1] == layout.images:
-            return self._wrap(x, self.mlp_norm, own, shared)
+            return self._wrap(x, self.mlp_norm, own, lambda h: self.mlp(h, layout))
         image, text = x[:, : layout.images], x[:, layout.images :]
-        image = self._wrap(image, self.mlp_norm, own, shared)
+        image = self._wrap(image, self.mlp_norm, own, lambda h: self.mlp(h, layout))
         text = self._wrap(text, self.text_mlp_norm, modulation[f"{self.name}.text_mlp"], lambda h: self.text_mlp(h, layout))
         return torch.cat([image, text], dim=1)
 

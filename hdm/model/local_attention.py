@@ -24,6 +24,10 @@ try:
     import natten
 except ImportError:
     natten = None
+else:
+    from hdm.model import natten_flops
+
+    natten_flops.register()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -167,15 +171,17 @@ def read_tiles(
     if count == 1:
         return merge_heads(attend(q, k, v, seen, scale=scale))
 
-    def fold(x: Tensor, index: Tensor) -> Tensor:
-        """The tiles of x as images of their own, with the tokens behind the image in each: BG H V C."""
-        inside = x.transpose(1, 2).index_select(1, index).view(batch, count, -1, *x[0, :, 0].shape)
-        if x.shape[2] > n:
-            inside = torch.cat([inside, x.transpose(1, 2)[:, None, n:].expand(-1, count, -1, -1, -1)], dim=2)
-        return inside.flatten(0, 1).transpose(1, 2)
-
-    mixed = attend(fold(q, tiles.queries), fold(k, tiles.keys), fold(v, tiles.keys), seen, scale=scale)
+    parts = ((q, tiles.queries), (k, tiles.keys), (v, tiles.keys))
+    mixed = attend(*(_fold(x, index, images=n, count=count) for x, index in parts), seen, scale=scale)
     return merge_heads(mixed).reshape(batch, len(tiles.queries), -1).index_select(1, tiles.back)
+
+
+def _fold(x: Float[Tensor, "B H T C"], index: Int[Tensor, " K"], *, images: int, count: int) -> Float[Tensor, "BG H V C"]:
+    """The tiles of x as images of their own, with the tokens behind the image in each."""
+    inside = x.transpose(1, 2).index_select(1, index).view(len(x), count, -1, *x[0, :, 0].shape)
+    if x.shape[2] > images:
+        inside = torch.cat([inside, x.transpose(1, 2)[:, None, images:].expand(-1, count, -1, -1, -1)], dim=2)
+    return inside.flatten(0, 1).transpose(1, 2)
 
 
 def _seen(tiles: Tiles, text: Bool[Tensor, "B L"] | None, batch: int, others: int) -> Bool[Tensor, "BG U V"] | None:

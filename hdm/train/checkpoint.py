@@ -251,15 +251,19 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Pat
 
 
 def load_model(path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Loaded:
-    """The network of a run folder (its newest complete checkpoint) or of one checkpoint folder, in eval mode.
+    """The network of a run folder (its newest complete checkpoint), of one checkpoint folder or of an exported file, in eval mode.
 
     `weights`: "ema" (the power-function average, else the plain one, else raw), "raw" or "ema_decay". Raises CheckpointError, in
     one line, for a path that is no checkpoint, a damaged one, or one that does not fit its configuration.
     """
     from hdm.model import build
+    from hdm.train import single
+    from hdm.train.adapters import adapted, merged
 
     if weights not in _WEIGHTS:
         raise ConfigError(f"weights={weights}: no such weights (options: {', '.join(_WEIGHTS)})")
+    if Path(path).is_file():
+        return single.load(Path(path), device=device)
     checkpoint = _find(Path(path))
     state = read_state(checkpoint, "config", "samples")
     stem = _choose(checkpoint, _WEIGHTS[weights], state["files"])
@@ -267,8 +271,9 @@ def load_model(path: str | Path, *, weights: str = "ema", device: torch.device |
         run = from_flat(state["config"])
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint}: its configuration is not one of this version: {error}") from None
-    model = build(Architecture.of(run), seed=None).to_empty(device=device)  # all values come from the file
+    model = adapted(run, build(Architecture.of(run), seed=None)).to_empty(device=device)  # all values come from the file
     load_weights(model, read_tensors(checkpoint, stem, device=device), source=checkpoint / f"{stem}.safetensors")
+    model = merged(model)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     return Loaded(run=run, model=model.eval(), samples=state["samples"], folder=folder, weights=stem)
 

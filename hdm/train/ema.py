@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hdm.config.schema import EmaConfig
-from hdm.train.parallel import local
+from hdm.train.parallel import local, reshard
 
 POWER, DECAY = "power", "decay"
 
@@ -62,10 +62,12 @@ class Averages:
     @contextmanager
     def applied(self, model: nn.Module, name: str | None) -> Iterator[None]:
         """The model with average `name` inside the `with` (None: the weights that are averaged); only shards are copied."""
+        reshard(model)
         parameters, chosen = list(model.parameters()), self.weights if name is None else self.tensors[name]
         if any(isinstance(p, DTensor) for p in parameters):  # FSDP2 holds on to the memory of its shards
             with _swapped([local(p.data) for p in parameters], [local(average) for average in chosen]):
                 yield
+                reshard(model)
             return
         raw = [p.data for p in parameters]
         for parameter, average in zip(parameters, chosen, strict=True):

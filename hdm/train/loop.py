@@ -22,12 +22,13 @@ from hdm.train.grid import SampleGrid
 from hdm.train.observer import Observer, TrainResult
 from hdm.train.oom import explained
 from hdm.train.optimizer import clipped_step, set_rate
-from hdm.train.parallel import World, check_optimizer, last_only, replicated, spread, world
+from hdm.train.parallel import World, check_optimizer, last_only, replicated, spread, together, world
 from hdm.train.recorder import Recorder
 from hdm.train.signals import StopRequest
 from hdm.train.stages import Stage, stages
 from hdm.train.state import TrainState, has_parameters
 from hdm.train.validation import Validation
+from hdm.train.warmstart import warm_start
 
 __all__ = ["TrainResult", "train"]
 
@@ -42,12 +43,13 @@ def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
     check_optimizer(run)
     with world(run, pick_device(run.device)) as here, StopRequest() as stop:
         todo = stages(run, lambda own: len(DATA.build(own.data).open(Path(own.datasets), "train")))
+        _same_network(todo)
         start: Path | None = here.gathered(latest(folder) if here.main else None)[0]
         with Writer(start) as writer:
             for stage in todo:
                 if start is not None and stage.end is not None and not stage.last and _samples(start) >= stage.end:
                     continue
-                with explained(stage.run, here.size):
+                with together(here.size), explained(stage.run, here.size):
                     result = _train(stage, folder, recorder, here=here, stop=stop, start=start, writer=writer)
                 start = result.checkpoint
                 if result.status != "finished":
@@ -65,12 +67,12 @@ def _train(
     recorder.dataset(held_out.name, held_out.digest, "validation")
 
     examples, objective, schedule, flops = (
-        Examples(run, device),
+        Examples(run, device, data=shards.digest),
         OBJECTIVE.build(run.objective),
         SCHEDULE.build(run.schedule),
         Flops(run),
     )
-    network = build(Architecture.of(run), device=device, seed=run.seed)
+    network = warm_start(run, build(Architecture.of(run), device=device, seed=run.seed), folder)
     alignment = ALIGNMENT.build(run.alignment, run, network, device=device)
     spread(network, alignment, run.parallel, here)
     data = {"training": shards.digest, "validation": held_out.digest}
@@ -119,6 +121,18 @@ def _train(
             clock.seconds, clock.flops = seconds / here.size, clock.flops + spent
             observer.step(before, rate=rate)
         return observer.finish()
+
+
+def _same_network(todo: list[Stage]) -> None:
+    """Raise ConfigError for a stage that has other parameters than the first: found now, not after days."""
+    shapes = [{name: p.shape for name, p in build(Architecture.of(s.run), seed=None).named_parameters()} for s in todo]
+    for stage, own in zip(todo, shapes):
+        if other := sorted(own.items() ^ shapes[0].items()):
+            name, shape = other[0]
+            has = "has" if name in own else "has no"
+            raise ConfigError(
+                f"stages.{stage.name}: {has} {name} {tuple(shape)}, which the first stage does not; set that for the whole run"
+            )
 
 
 def _samples(checkpoint: Path) -> int:

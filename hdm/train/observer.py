@@ -111,7 +111,7 @@ class Observer:
         if over:
             self._validate()
             self._sample()
-        path = self._save(milestone=over and not self.stage.last)
+        path = self._save()
         if self.world.main:
             self.writer.wait()
         self.progress.line(self.state.clock, self.stage.fraction(self.state.clock))
@@ -153,6 +153,7 @@ class Observer:
 
     def _save(self, *, milestone: bool = False) -> Path:
         self._read()  # never save behind a loss that nobody has looked at
+        milestone = milestone or (self.stage.over(self.state.clock) and not self.stage.last)
         if self._saved != self.state.name:
             self.state.save(
                 self.folder, self.run, writer=self.writer, world=self.world, stage=self.stage.number, milestone=milestone

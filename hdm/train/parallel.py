@@ -9,6 +9,7 @@ processes, block by block; tensors are then DTensors, which `whole` gathers and 
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -49,12 +50,11 @@ class World:
         return self.rank, self.size
 
     def summed(self, values: Sequence[float]) -> list[float]:
-        """The sum of each number over all processes; all must ask. Raises TrainingError when one of them is gone."""
+        """The sum of each number over all processes; all must ask."""
         if self.size == 1:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.float64)
-        with _answering():
-            dist.all_reduce(numbers, group=self.control)
+        dist.all_reduce(numbers, group=self.control)
         return numbers.tolist()
 
     def any(self, word: bool) -> bool:
@@ -66,8 +66,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with _answering():
-            dist.all_gather_object(values, value, group=self.control)
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
     def average(self, tensors: Iterable[Tensor]) -> None:
@@ -124,15 +123,21 @@ def _batches(run: RunConfig) -> Iterator[tuple[str, Any]]:
         yield f"stages.{stage.name}.", stage_run(run, stage).train
 
 
+_GONE = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "timeout", "nccl", "gloo")
+
+
 @contextmanager
-def _answering() -> Iterator[None]:
+def together(size: int) -> Iterator[None]:
+    """Turn what an exchange with another process raises when that one is gone into a TrainingError."""
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        text = " ".join(str(error).split())
+        if size == 1 or not (isinstance(error, dist.DistError) or any(word in text.lower() for word in _GONE)):
+            raise
         raise TrainingError(
-            f"another process of this run is gone ({reason}); its own last lines say why. The same command continues from the last"
-            " checkpoint"
+            f"another process of this run is gone ({text[:160]}); its own last lines say why. The same command continues from the"
+            " last checkpoint"
         ) from None
 
 
@@ -149,6 +154,8 @@ def spread(model: Backbone, beside: nn.Module, config: ParallelConfig, world: Wo
         for block in blocks:
             block.compile(dynamic=False)
     if world.size > 1 and config.strategy is Strategy.fsdp:
+        # nothing is done in place to a velocity, of which FSDP2 warns in every step
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(world.device.type, (world.size,))
         for block in blocks:
             fully_shard(block, mesh=mesh)
@@ -163,6 +170,13 @@ def _outermost(model: nn.Module) -> list[Block]:
     for child in model.children():
         found += [child] if isinstance(child, Block) else _outermost(child)
     return found
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of the whole tensors that a forward pass of FSDP2 leaves behind; parameters are shards again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 class Replica(nn.parallel.DistributedDataParallel):
@@ -184,6 +198,10 @@ def replicated(model: Backbone, config: ParallelConfig, world: World) -> Backbon
     unused = any(True for _ in getattr(model, "routing", nn.Module()).parameters())
     replica = Replica(model, device_ids=where, gradient_as_bucket_view=True, find_unused_parameters=unused)
     if config.compress is not Compression.none:
+        require(
+            config.compress is Compression.fp16 or world.device.type == "cuda",
+            "parallel.compress=bf16: needs accelerators that exchange bf16; use parallel.compress=fp16 or none",
+        )
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
         hooks = {Compression.fp16: default_hooks.fp16_compress_hook, Compression.bf16: default_hooks.bf16_compress_hook}

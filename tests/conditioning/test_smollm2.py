@@ -119,3 +119,17 @@ def test_a_damaged_file_is_named(tmp_path):
         smollm2.converted(tmp_path, tmp_path / "cache")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache" / "smollm2-135m-instruct").exists()
+
+
+def test_packed_states_and_the_512_tokens_of_the_last_stage(cache):
+    one, other = (
+        TEXT_ENCODER.build(TEXT_ENCODER.get("smollm2").config(max_length=512, packing=packing), cache=cache)
+        for packing in (True, False)
+    )
+    words = " ".join(f"{word} {number}" for number in range(200) for word in ("apple", "river"))
+    captions = ["pickup truck, vehicle, car", "", "red apple", "woman with long hair and a hat", words]
+    states, mask = other.encode(captions)
+    assert mask.sum(1).max() == 512
+    assert (one.encode(captions)[0] - states).abs().max() < 1e-4 * states.abs().max()
+    alone, _ = other.encode(["red apple"])
+    assert (states[2][mask[2]] - alone[0]).abs().max() < 1e-4 * states.abs().max()

@@ -108,9 +108,9 @@ def test_any_text_survives_quoting(text):
         (["model.dim=[3]"], r"model\.dim=\[3\]: expected an integer"),
         (["captions.shuffle={a:1}"], r"captions\.shuffle=\{a:1\}: expected true or false"),
         (["optimizer.betas=[a,b]"], r"optimizer\.betas=\[a,b\]: expected a list \[a,b\], each a number"),
-        (["stages=3"], r"stages=3: expected a list .* with the fields name, size"),
-        (["stages=[{nam:x}]"], r"stages=\[\{nam:x\}\]: Key 'nam' .*with the fields name, size"),
-        (["stages=[{size:abc}]"], r"stages=\[\{size:abc\}\]: Value 'abc' .*converted to Integer"),
+        (["stages=3"], r"stages=3: expected a list .* with the fields name, images"),
+        (["stages=[{nam:x}]"], r"stages=\[\{nam:x\}\]: Key 'nam' .*with the fields name, images"),
+        (["stages=[{images:abc}]"], r"stages=\[\{images:abc\}\]: Value 'abc' .*converted to Integer"),
     ],
 )
 def test_bad_input_gets_one_clear_line(overrides, message):

@@ -1,10 +1,14 @@
 """A network of a few thousand parameters and its inputs, for the tests of this folder."""
 
+import copy
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
+from jaxtyping import config as jaxtyping_config
 
 from hdm.config import compat
 from hdm.config.axes import discover
@@ -50,10 +54,33 @@ def perturb(model: Backbone, std: float = 0.1) -> Backbone:
     return model
 
 
+class Pristine(dict[str, Backbone]):
+    """Networks as they were built, by all that they were built from: building one takes ten times as long as copying it."""
+
+    def copy_of(self, seed: int, perturbed: bool, axes: dict[str, Any]) -> Backbone:
+        key = f"{seed} {perturbed} {sorted(axes.items())}"
+        if key not in self:
+            model = build(architecture(**axes), seed=seed)
+            self[key] = perturb(model) if perturbed else model
+        return copy.deepcopy(self[key])
+
+
+PRISTINE = Pristine()
+
+
 def network(*, seed: int = 0, perturbed: bool = True, **axes: Any) -> Backbone:
-    """A built test network on the CPU."""
-    model = build(architecture(**axes), seed=seed)
-    return perturb(model) if perturbed else model
+    """A built test network on the CPU, the caller's own."""
+    return PRISTINE.copy_of(seed, perturbed, axes)
+
+
+@contextmanager
+def shapes_unchecked() -> Iterator[None]:
+    """Without jaxtyping's checks, for paths where they are on elsewhere: they cost more than these small networks."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping_config.update("jaxtyping_disable", False)
 
 
 @dataclasses.dataclass
