@@ -2,6 +2,8 @@
 
 usage: python benchmarks/evaluation.py [samples=256] [rounds=3] [size=32] [KEY=VALUE ...]
 
+Needs `pip install clean-fid torchmetrics` besides the dev extra.
+
 Two folders of real images are written as PNG and measured by torch-fidelity's own command line (`fidelity --fid --kid --prc`,
 its process and all) and by ours, in turn (A B A B …), with the carried EfficientNet-Lite0 and no cached features. The first
 table compares every number with an independent implementation; the second has the median times and their ratio; the third the

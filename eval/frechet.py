@@ -6,8 +6,8 @@ root). With roots S = A'A and T = B'B, the last trace is the sum of the singular
 * n >= d samples: A is a Cholesky factor, and the singular values are roots of the eigenvalues of the symmetric B S B';
 * n < d: A is the n centred samples, so the matrix to decompose has n rows instead of d.
 
-The matrix square root, and the eigenvalues of the product S T which is not symmetric, cost several times as much
-(benchmarks/evaluation.py) and lose digits where a covariance is singular.
+The matrix square root, and the eigenvalues of the product S T which is not symmetric, cost more (benchmarks/evaluation.py) and lose
+digits where a covariance is singular.
 """
 
 from collections.abc import Iterable

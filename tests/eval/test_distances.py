@@ -1,4 +1,4 @@
-"""The distances against scipy, torch-fidelity, torchmetrics, clean-fid and closed forms; no network runs here."""
+"""The distances against scipy, torch-fidelity, torchmetrics and closed forms; no network runs here."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_frechet_equals_the_matrix_square_root(d):
     assert distance(x, y) == pytest.approx(by_square_root(x, y), rel=1e-8)
 
 
-def test_frechet_equals_torch_fidelity_and_clean_fid_on_the_same_features():
+def test_frechet_equals_torch_fidelity_on_the_same_features():
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     x, y = correlated(400, 60), correlated(300, 60, seed=1, shift=0.2)
