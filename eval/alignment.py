@@ -1,7 +1,7 @@
 """Text-image alignment: how well each generated image fits its caption, and whether it fits better than the other captions do.
 
-An aligner maps images and captions to unit vectors of one space. `clip` is CLIP. `ridge_minilm` serves where no CLIP weights are: a
-linear map, fitted on the training split, from image features to MiniLM's sentence embeddings. It ranks captions of the data set
+An aligner maps images and captions to unit vectors of one space. `clip` is CLIP. `ridge_minilm` serves where no CLIP weights are:
+a linear map, fitted on the training split, from image features to MiniLM's sentence embeddings. It ranks captions of the data set
 that it was fitted on; its numbers are no CLIP scores, and say so by their name.
 """
 
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from eval.confidence import error_of_mean
 from eval.measure import Drawn, Measured
+from eval.pictures import Pictures
 from eval.protocol import versions
 from eval.ridge import fitted
 from hdm import torchvision_cpu
@@ -35,7 +37,7 @@ class Aligner(ABC):
     name: str
 
     @abstractmethod
-    def embed_images(self, pixels: UInt8[Tensor, "N 3 H W"], title: str) -> Vectors:
+    def embed_images(self, pixels: Pictures | UInt8[Tensor, "N 3 H W"], title: str) -> Vectors:
         """Unit vectors (N, D)."""
 
     @abstractmethod
@@ -43,8 +45,12 @@ class Aligner(ABC):
         """Unit vectors (N, D)."""
 
     @abstractmethod
+    def scores(self, cosines: Vectors) -> Vectors:
+        """What is reported, as its mean, of N cosines between images and their captions (N,)."""
+
     def score(self, cosines: Vectors) -> float:
-        """The number that is reported for N cosines between images and their captions."""
+        """The number that is reported."""
+        return float(self.scores(cosines).mean())
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -56,8 +62,8 @@ class Clip(Aligner):
 
     name = "clip"
 
-    def __init__(self, path: str, device: torch.device) -> None:
-        """Load a folder or what the hub's local cache holds. Raises AssetError when it is neither."""
+    def __init__(self, path: str, device: torch.device, *, key: str = "eval.clip") -> None:
+        """Load a folder or what the hub's local cache holds. Raises AssetError, which names `key`, when it is neither."""
         torchvision_cpu.declare()
         import transformers
 
@@ -65,22 +71,22 @@ class Clip(Aligner):
         processor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            model = transformers.CLIPModel.from_pretrained(path, dtype=torch.float32, **options)
+            model = transformers.CLIPModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32, **options)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
             self.processor = processor.from_pretrained(path, **options)
         except (OSError, ValueError, KeyError) as error:
             reason = f" ({' '.join(str(error).split())[:200]})" if Path(path).is_dir() else ""
             raise AssetError(
-                f"eval.clip={path}: no CLIP in this folder or in the hub's cache{reason}; run `hf download {path}` where there is a"
-                " network, set eval.clip=FOLDER, or eval.alignment=ridge_minilm"
+                f"{key}={path}: no CLIP in this folder or in the hub's cache{reason}; run `hf download {path}` where there is a"
+                f" network, set {key}=FOLDER{', or eval.alignment=ridge_minilm' if key == 'eval.clip' else ''}"
             ) from None
         self.model, self.device = cast(Any, model).to(device).eval(), device
 
     @torch.no_grad()
-    def embed_images(self, pixels: UInt8[Tensor, "N 3 H W"], title: str) -> Vectors:  # noqa: D102
-        rows = []
-        with progress(f"{title}: CLIP", len(pixels), "images") as advance:
-            for part in torch.split(pixels, _BATCH):
+    def embed_images(self, pixels: Pictures | UInt8[Tensor, "N 3 H W"], title: str) -> Vectors:  # noqa: D102
+        rows, pictures = [], Pictures.of(pixels)
+        with progress(f"{title}: CLIP", sum(map(len, pictures.parts())), "images") as advance:
+            for part in pictures.batches(_BATCH):
                 images = self.processor(list(part.permute(0, 2, 3, 1).numpy()), return_tensors="pt")["pixel_values"]
                 hidden = self.model.vision_model(pixel_values=images.to(self.device)).pooler_output
                 rows.append(self.model.visual_projection(hidden).double().cpu())
@@ -98,8 +104,8 @@ class Clip(Aligner):
             rows.append(self.model.text_projection(hidden).double().cpu())
         return unit(torch.cat(rows).numpy())
 
-    def score(self, cosines: Vectors) -> float:  # noqa: D102
-        return float(100 * np.maximum(cosines, 0).mean())
+    def scores(self, cosines: Vectors) -> Vectors:  # noqa: D102
+        return np.asarray(100 * np.maximum(cosines, 0))
 
     def facts(self) -> dict[str, Any]:  # noqa: D102
         from eval.samples import weights_digest
@@ -122,7 +128,7 @@ class RidgeMiniLM(Aligner):
         self.sentences = SentenceEncoder(Path(run.cache), device)
         self.map = fitted(run, self.extractor, self.sentences, device)
 
-    def embed_images(self, pixels: UInt8[Tensor, "N 3 H W"], title: str) -> Vectors:  # noqa: D102
+    def embed_images(self, pixels: Pictures | UInt8[Tensor, "N 3 H W"], title: str) -> Vectors:  # noqa: D102
         from eval.features import features
 
         return unit(self.map.predict(features(pixels, self.extractor, cache=Path(self.run.cache), device=self.device, title=title)))
@@ -130,8 +136,8 @@ class RidgeMiniLM(Aligner):
     def embed_captions(self, captions: Sequence[str]) -> Vectors:  # noqa: D102
         return unit(self.sentences.encode(captions) - self.map.text_mean)
 
-    def score(self, cosines: Vectors) -> float:  # noqa: D102
-        return float(cosines.mean())
+    def scores(self, cosines: Vectors) -> Vectors:  # noqa: D102
+        return cosines
 
     def facts(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -144,7 +150,7 @@ class RidgeMiniLM(Aligner):
         }
 
 
-def require(run: RunConfig) -> None:
+def require(run: RunConfig, **_: Any) -> None:
     """Raise AssetError when the aligner that is asked for is not here."""
     if run.eval.alignment is not Alignment.ridge_minilm:
         try:
@@ -181,29 +187,41 @@ def _warn(console: Console, error: AssetError) -> None:
 
 
 def measure(drawn: Drawn) -> Measured:
-    """`alignment/NAME` and `alignment/NAME_r5` of the generated images and, as the mark to reach, of the real ones (`…_real`)."""
+    """`alignment/NAME` and `alignment/NAME_rK` of the generated images and, as the mark to reach, of the real ones (`…_real`)."""
     aligner = resolve(drawn)
     captions = aligner.embed_captions(drawn.real.captions)
-    values = {}
-    for suffix, title, pixels in (("", "generated images", drawn.images), ("_real", "real images", drawn.real.pixels)):
-        images = aligner.embed_images(pixels, title)
-        values[f"alignment/{aligner.name}{suffix}"] = aligner.score((images * captions).sum(axis=1))
-        values[f"alignment/{aligner.name}_r5{suffix}"] = recall(images, captions, k=5)
+    values: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for suffix, title, pictures in (("", "generated images", drawn.pictures), ("_real", "real images", drawn.real.pictures)):
+        images = aligner.embed_images(pictures, title)
+        own = np.arange(len(images)) % len(captions)
+        scores = aligner.scores((images * captions[own]).sum(axis=1))
+        name = f"alignment/{aligner.name}"
+        found = {name: scores, **{f"{name}_r{k}": hits(images, captions, k=k, own=own) for k in drawn.run.eval.recall}}
+        values |= {f"{key}{suffix}": float(each.mean()) for key, each in found.items()}
+        if not suffix and drawn.weights is not None:
+            errors = {key: error_of_mean(each, drawn.weights) for key, each in found.items()}
     return Measured(
         values=values,
+        errors=errors,
         protocol={"aligner": aligner.facts(), "candidates": len(captions), "versions": versions(["torch", "transformers"])},
     )
 
 
 def recall(images: Vectors, captions: Vectors, *, k: int) -> float:
     """The fraction of images whose own caption is among the `k` nearest; an equally near one does not count against it."""
-    hits = 0
+    return float(hits(images, captions, k=k, own=np.arange(len(images))).mean())
+
+
+def hits(images: Vectors, captions: Vectors, *, k: int, own: NDArray[np.int64]) -> Vectors:
+    """1 for each image whose caption, number `own`, is among the `k` nearest, else 0: (N,)."""
+    found = []
     for start in range(0, len(images), 1024):
         rows = slice(start, start + 1024)
         cosines = images[rows] @ captions.T
-        own = (images[rows] * captions[rows]).sum(axis=1, keepdims=True)
-        hits += int(((cosines > own + 1e-12).sum(axis=1) < k).sum())
-    return hits / len(images)
+        mine = (images[rows] * captions[own[rows]]).sum(axis=1, keepdims=True)
+        found.append((cosines > mine + 1e-12).sum(axis=1) < k)
+    return np.concatenate(found).astype(np.float64)
 
 
 def unit(vectors: Vectors) -> Vectors:

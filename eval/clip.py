@@ -1,6 +1,6 @@
 """Text-image alignment of a checkpoint on the held-out captions.
 
-usage: python -m eval.clip ckpt=RUN_OR_CHECKPOINT [weights=ema|raw|ema_decay|ema:WIDTH] [KEY=VALUE ...]
+usage: python -m eval.clip ckpt=RUN_OR_CHECKPOINT [protocol=NAME] [weights=ema|raw|ema_decay|ema:WIDTH] [KEY=VALUE ...]
 
   python -m eval.clip ckpt=runs/openmoji_nano-s0-1f0c77ab
   python -m eval.clip ckpt=runs/openmoji_nano-s0-1f0c77ab eval.alignment=clip eval.clip=/models/clip-vit-large-patch14

@@ -1,7 +1,6 @@
-"""Image features for FID and KID, through torch-fidelity. Features are cached by the digest of images, extractor and weights."""
+"""Image features for the distances, from extractors of torch-fidelity, cached by the digest of images, extractor and weights."""
 
 import hashlib
-import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,13 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from eval.pictures import Pictures
 from hdm.cli import progress
 from hdm.config.errors import AssetError
 from hdm.config.schema import EvalConfig, Features
-from hdm.files import sha256
+from hdm.files import locked, replacing, sha256
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # ends in the first digits of its SHA-256
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -34,6 +36,7 @@ class Extractor:
     weights: Path
     digest: str
     preprocessing: str
+    batch: int = 64
 
     def facts(self) -> dict[str, str]:
         """What the protocol says of it."""
@@ -104,9 +107,25 @@ def efficientnet(config: EvalConfig) -> Extractor:  # noqa: ARG001 -- one signat
     )
 
 
+def dinov2(config: EvalConfig) -> Extractor:
+    """DINOv2's class token. Raises AssetError when its weights are not here."""
+    from eval.vision import dinov2 as found
+
+    return found(config.dinov2)
+
+
+def clip(config: EvalConfig) -> Extractor:
+    """CLIP's image embedding. Raises AssetError when its weights are not here."""
+    from eval.vision import clip as found
+
+    return found(config.clip)
+
+
 EXTRACTORS: dict[Features, Callable[[EvalConfig], Extractor]] = {
     Features.inception: inception,
     Features.efficientnet: efficientnet,
+    Features.dinov2: dinov2,
+    Features.clip: clip,
 }
 
 
@@ -124,66 +143,56 @@ class Images(Dataset[Tensor]):
         return self.pixels[i]
 
 
-def image_digest(pixels: Tensor) -> str:
-    """A digest of uint8 images and their shape."""
-    shape = ",".join(map(str, pixels.shape)).encode()
-    return hashlib.blake2b(pixels.contiguous().numpy().tobytes() + shape, digest_size=16).hexdigest()
-
-
-def fidelity_options(extractor: Extractor, *, cache: Path, device: torch.device) -> dict[str, Any]:
-    """The keyword arguments that every call of torch-fidelity here shares."""
+def fidelity_options(extractor: Extractor, *, device: torch.device) -> dict[str, Any]:
+    """The keyword arguments by which torch-fidelity makes the network of `extractor`."""
     return {
-        "feature_extractor": extractor.registered,
         "feature_extractor_weights_path": str(extractor.weights),
         "cuda": device.type == "cuda",
-        "batch_size": 64,
-        "save_cpu_ram": True,  # no loader processes for images that are in memory
-        "cache_root": str(cache / "features"),
         "verbose": False,
     }
 
 
-def cache_name(pixels: Tensor, extractor: Extractor) -> str:
-    """What torch-fidelity files the features of `pixels` under."""
+def features(
+    pixels: Pictures | Tensor, extractor: Extractor, *, cache: Path, device: torch.device, title: str
+) -> NDArray[np.float64]:
+    """Features (N, D) of uint8 images, with a progress bar; from the cache when they are there.
+
+    The first process that needs them computes them, the others wait for it.
+    """
+    pictures = Pictures.of(pixels)
     recipe = hashlib.blake2b(repr(extractor.facts()).encode(), digest_size=8).hexdigest()
-    return f"{image_digest(pixels)}-{recipe}"
+    path = cache / "features" / f"{pictures.digest}-{extractor.name}-{recipe}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock"), waiting=f"{title}: another process computes their features; waiting for it"):
+        try:
+            return load_file(path)["features"].astype(np.float64)
+        except (OSError, SafetensorError):
+            pass  # not there, or cut short by a crash
+        found = _extracted(pictures, extractor, device=device, title=title)
+        single = found.astype(np.float32)
+        with replacing(path) as partial:  # networks compute in single precision: nothing is lost
+            save_file({"features": single if np.array_equal(single, found) else found}, partial)
+    return found
 
 
-def features(pixels: Tensor, extractor: Extractor, *, cache: Path, device: torch.device, title: str) -> NDArray[np.float64]:
-    """Features (N, D) of uint8 images (N, 3, H, W), with a progress bar; from the cache when they are there."""
+def _extracted(pictures: Pictures, extractor: Extractor, *, device: torch.device, title: str) -> NDArray[np.float64]:
     from hdm import torchvision_cpu
 
     torchvision_cpu.declare()
-    from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id_cached
+    from torch_fidelity.utils import create_feature_extractor
 
-    options = fidelity_options(extractor, cache=cache, device=device)
-    name = cache_name(pixels, extractor)
-    known = Path(options["cache_root"]) / f"{name}-{extractor.registered}-features-{extractor.layer}.pt"
-    _drop_damaged(known.parent, name)
-    if known.exists():
-        cached: Tensor = torch.load(known, weights_only=True)
-        return cached.double().numpy()
-    found: dict[str, Tensor]
-    with progress(f"{title}: features", len(pixels), "images") as advance, on_device(device):
-        network = create_feature_extractor(
-            options["feature_extractor"], [extractor.layer], **_without(options, "feature_extractor")
-        )
-        network.register_forward_hook(lambda _module, inputs, _features: advance(len(inputs[0])))
-        found = extract_featuresdict_from_input_id_cached(1, network, input1=Images(pixels), input1_cache_name=name, **options)
-    return found[extractor.layer].double().numpy()
-
-
-def _drop_damaged(folder: Path, name: str) -> None:
-    """Remove what torch-fidelity's cache holds of `name` and cannot be read: it trusts all that it finds."""
-    for path in folder.glob(f"{name}-*.pt"):
-        if not zipfile.is_zipfile(path):
-            path.unlink()
+    rows = []
+    total = sum(len(part) for part in pictures.parts())
+    with progress(f"{title}: features", total, "images") as advance, on_device(device), torch.no_grad():
+        options = fidelity_options(extractor, device=device)
+        network = create_feature_extractor(extractor.registered, [extractor.layer], **options)
+        for images in pictures.batches(extractor.batch):
+            (found,) = network(images.to(device))
+            rows.append(found.double().cpu())
+            advance(len(images))
+    return torch.cat(rows).numpy()
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
     """torch-fidelity says "cuda" and means the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _without(options: dict[str, Any], key: str) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k != key}

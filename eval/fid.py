@@ -1,6 +1,6 @@
 """FID and KID of a checkpoint against the held-out images.
 
-usage: python -m eval.fid ckpt=RUN_OR_CHECKPOINT [weights=ema|raw|ema_decay|ema:WIDTH] [KEY=VALUE ...]
+usage: python -m eval.fid ckpt=RUN_OR_CHECKPOINT [protocol=NAME] [weights=ema|raw|ema_decay|ema:WIDTH] [KEY=VALUE ...]
 
   python -m eval.fid ckpt=runs/openmoji_nano-s0-1f0c77ab
   python -m eval.fid ckpt=runs/openmoji_nano-s0-1f0c77ab eval.samples=256 sampler.steps=16 guidance.scale=2
@@ -10,7 +10,7 @@ thousands of images, where FID is biased. The numbers go to eval/ in the run fol
 protocol.
 
 eval.samples=512      images, at most what the val split has
-eval.features=auto    auto | inception | efficientnet; auto is inception where its weights are, else efficientnet, and says so
+eval.features=auto    auto | inception | efficientnet | dinov2 | clip; auto is inception where it is, else efficientnet, and says so
 eval.inception=FILE   the Inception weights, where they are not in torch's hub folder
 eval.seed=0           noise seed
 Also: sampler.*, guidance.*, sampling.batch_size, device, datasets, cache, track.* (docs/evaluation.md).

@@ -1,46 +1,62 @@
-"""What the metrics look at: held-out captions with their real images, and one generated image for each caption."""
+"""What the metrics look at: held-out captions with their real images, and generated images for the captions."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from eval.features import image_digest
-from hdm.cli import progress
-from hdm.config.axes import AUTOENCODER, DATA, TEXT_ENCODER
+from eval.pictures import Pictures
+from hdm.config.axes import DATA
+from hdm.config.errors import TrainingError
 from hdm.config.schema import RunConfig
-from hdm.data.loader import validation_batches
+from hdm.data.loader import Batch, validation_batches, whole_batches
 from hdm.data.shards import Shards
-from hdm.diffusion.generate import Generator, Network
 from hdm.files import replacing
-from hdm.model.backbone import Backbone
+
+GROUP = 64  # images that are drawn together, and kept in one file
+_IN_MEMORY = 2**30  # bytes of real images; more are kept in files
 
 
 @dataclass(kw_only=True, slots=True)
 class CaptionedImages:
-    """N real images at the run's crop size: uint8 pixels, the view that each one is (see docs/architecture.md), whole captions."""
+    """N real images: uint8 pixels, the view that each one is (see docs/architecture.md), whole captions.
 
-    pixels: UInt8[Tensor, "N 3 H W"]
+    `numbers` are the images' places in the fixed order of the split, which key the noise of what is drawn for them.
+    """
+
+    pixels: Pictures | UInt8[Tensor, "N 3 H W"]
     views: Float[Tensor, "N 6"]
     captions: list[str]
+    numbers: list[int] = field(default_factory=list)
+    _digest: str = ""
+
+    def __post_init__(self) -> None:
+        self.pixels = Pictures.of(self.pixels)
+        self.numbers = self.numbers or list(range(len(self.captions)))
 
     def __len__(self) -> int:
         return len(self.captions)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.pixels.shape[2], self.pixels.shape[3]
+    def pictures(self) -> Pictures:
+        """The images."""
+        return Pictures.of(self.pixels)
+
+    @property
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """(images, H, W) of each part."""
+        return [(len(part), part.shape[2], part.shape[3]) for part in self.pictures.parts()]
 
     @property
     def digest(self) -> str:
         """Of the pixels."""
-        return image_digest(self.pixels)
+        self._digest = self._digest or self.pictures.digest
+        return self._digest
 
     @property
     def prompts_digest(self) -> str:
@@ -55,59 +71,44 @@ def open_split(run: RunConfig, split: str) -> Shards:
     return shards
 
 
-def read_images(run: RunConfig, shards: Shards, samples: int) -> CaptionedImages:
-    """At most `samples` images in a fixed order, with fixed crops, whatever the run's seed."""
-    batches = list(validation_batches(run, shards, samples=samples, batch_size=64))
-    return CaptionedImages(
-        pixels=torch.cat([to_bytes(batch.pixels) for batch in batches]),
-        views=torch.cat([batch.view for batch in batches]),
-        captions=[caption for batch in batches for caption in batch.captions],
-    )
+def read_images(run: RunConfig, shards: Shards, samples: int, *, whole: bool = False) -> CaptionedImages:
+    """At most `samples` images in a fixed order, with fixed crops or `whole` in their buckets, whatever the run's seed."""
+    read = whole_batches if whole else validation_batches
+    batches = read(run, shards, samples=samples, batch_size=GROUP)
+    large = min(samples, len(shards)) * 3 * run.crop.size**2 > _IN_MEMORY
+    folder = Path(run.cache) / "reference" / f"{shards.digest[:16]}-{run.crop.size}-{'whole' if whole else 'square'}"
+    views, captions, numbers, parts = [], [], [], []
+    for batch, part in _kept(batches, folder if large else None):
+        parts.append(part)
+        views.append(batch.view)
+        captions += batch.captions
+        numbers += batch.index
+    return CaptionedImages(pixels=Pictures(parts), views=torch.cat(views), captions=captions, numbers=numbers)
+
+
+def _kept(batches: Iterator[Batch], folder: Path | None) -> Iterator[tuple[Batch, Tensor | Path]]:
+    """Each batch with its bytes, in memory or in a file of `folder`."""
+    for number, batch in enumerate(batches):
+        pixels = to_bytes(batch.pixels)
+        if folder is None:
+            yield batch, pixels
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{number:05d}.safetensors"
+        with replacing(path) as partial:
+            save_file({"images": pixels}, partial)
+        yield batch, path
 
 
 def to_bytes(pixels: Float[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N 3 H W"]:
-    """[-1, 1] to 0 … 255."""
+    """[-1, 1] to 0 … 255. Raises TrainingError for pixels that are not finite."""
+    if not torch.isfinite(pixels).all():
+        bad = int((~torch.isfinite(pixels)).flatten(1).any(dim=1).sum())
+        raise TrainingError(
+            f"{bad} of {len(pixels)} images hold NaN or infinite pixels and cannot be measured; evaluate an earlier checkpoint,"
+            " weights=raw, or with train.precision=fp32"
+        )
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def generated(
-    model: Backbone, run: RunConfig, real: CaptionedImages, *, folder: Path, device: torch.device, weak: Network | None = None
-) -> UInt8[Tensor, "N 3 H W"]:
-    """One image for each caption and view of `real`; kept in `folder` under the digest of the weights for the next call.
-
-    `weak` is the other network of guidance=autoguidance.
-    """
-    path = folder / f"samples-{weights_digest(model)}.safetensors"
-    try:
-        return load_file(path)["images"]
-    except (OSError, SafetensorError):
-        pass  # not there, or cut short by a crash
-    generator = Generator(
-        model.to(device),
-        run=run,
-        text_encoder=TEXT_ENCODER.build(run.text_encoder, cache=Path(run.cache), device=device),
-        autoencoder=AUTOENCODER.build(run.autoencoder, cache=Path(run.cache), device=device),
-        device=device,
-        weak=weak,
-    )
-    parts = []
-    with progress("generated images", len(real), "images") as advance:
-        for start in range(0, len(real), run.sampling.batch_size):
-            rows = slice(start, start + run.sampling.batch_size)
-            images = generator.images(
-                real.captions[rows],
-                size=real.size,
-                seed=run.eval.seed,
-                indices=range(len(real))[rows],
-                views=real.views[rows],
-                on_step=lambda n: advance(n / generator.sampler.evaluations),
-            )
-            parts.append(to_bytes(images))
-    images = torch.cat(parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        save_file({"images": images}, partial)
-    return images
 
 
 def weights_digest(model: torch.nn.Module) -> str:

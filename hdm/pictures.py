@@ -14,9 +14,11 @@ _SMALLEST = 96  # pixels of a tile; smaller images are shown enlarged by a whole
 _LINE, _LINES = 14, 3  # pixels of a line of a label, and how many there are at most
 
 
-def sheet(images: UInt8[Tensor, "N 3 H W"], labels: Sequence[str], *, columns: int | None = None) -> Image.Image:
-    """The images on white, row by row, each with its label below."""
-    count, _, height, width = images.shape
+def sheet(
+    images: UInt8[Tensor, "N 3 H W"] | Sequence[UInt8[Tensor, "3 H W"]], labels: Sequence[str], *, columns: int | None = None
+) -> Image.Image:
+    """The images, of one size or of several, on white, row by row, each with its label below."""
+    count, height, width = len(images), max(image.shape[1] for image in images), max(image.shape[2] for image in images)
     scale = max(1, -(-_SMALLEST // min(height, width)))
     cell_width, cell_height = width * scale + 8, height * scale + 8
     columns = columns or _columns(count, cell_width)
@@ -28,8 +30,8 @@ def sheet(images: UInt8[Tensor, "N 3 H W"], labels: Sequence[str], *, columns: i
     draw = ImageDraw.Draw(canvas)
     for i, (image, lines) in enumerate(zip(images, wrapped)):
         x, y = (i % columns) * cell_width + 4, (i // columns) * (cell_height + text_height) + 4
-        tile = to_image(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        canvas.paste(tile, (x, y))
+        tile = to_image(image)
+        canvas.paste(tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST), (x, y))
         draw.multiline_text((x, y + height * scale + 2), "\n".join(lines), fill="black", font=font, spacing=2)
     return canvas
 

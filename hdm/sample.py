@@ -54,7 +54,7 @@ def parse(arguments: list[str]) -> Request:
             'ckpt= is missing; name a run folder or a checkpoint: python -m hdm.sample ckpt=runs/NAME prompt="a red car"'
         )
     if values["prompts"]:
-        prompts += _lines(Path(values["prompts"]))
+        prompts += prompt_lines(Path(values["prompts"]))
     for text in rest:
         if "=" not in text:
             raise HdmError(f"'{text}' is not of the form key=value; quote a prompt that holds spaces: prompt=\"a red car\"")
@@ -141,7 +141,8 @@ def _save(pixels, captions: list[str], n: int, out: Path) -> list[Path]:  # type
     return [*paths, out]
 
 
-def _lines(path: Path) -> list[str]:
+def prompt_lines(path: Path) -> list[str]:
+    """One prompt a line. Raises HdmError for a file that cannot be read or holds none."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -119,7 +119,9 @@ _POSITIVE = """
     sampling.batch_size eval.samples
     hardware.devices budget.steps budget.samples budget.flops budget.seconds
 """.split()
-_NOT_NEGATIVE = "model.pre_depth model.post_depth train.clip train.workers sampling.grid ema.power ema.snapshot_every seed".split()
+_NOT_NEGATIVE = """
+    model.pre_depth model.post_depth train.clip train.workers sampling.grid ema.power ema.snapshot_every eval.every eval.bootstrap seed
+""".split()
 _FRACTIONS = "captions.tag_dropout captions.group_dropout captions.text_dropout ema.decay hardware.utilisation".split()
 
 

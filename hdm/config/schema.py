@@ -270,10 +270,17 @@ class SamplingConfig:
 
 
 class Metric(StrEnum):
-    """Commands of eval/."""
+    """Commands of eval/ that measure a checkpoint."""
 
     fid = "fid"
+    kid = "kid"
+    prdc = "prdc"
+    fd_dinov2 = "fd_dinov2"
+    cmmd = "cmmd"
     clip = "clip"
+    valloss = "valloss"
+    memorisation = "memorisation"
+    preference = "preference"
 
 
 class Features(StrEnum):
@@ -282,6 +289,8 @@ class Features(StrEnum):
     auto = "auto"
     inception = "inception"
     efficientnet = "efficientnet"
+    dinov2 = "dinov2"
+    clip = "clip"
 
 
 class Alignment(StrEnum):
@@ -294,15 +303,24 @@ class Alignment(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
-    """Metrics, by `python -m eval.*` or at the end of a run."""
+    """Metrics, by `python -m eval.*`, in training, or at the end of a run."""
 
     metrics: list[Metric] = option([Metric.fid, Metric.clip], "commands of eval/ that run after training; [] for none")
     initial: bool = option(False, "also evaluate the initial weights, to show what training changed")
+    every: int = option(0, "samples seen between two evaluations in training; 0 for none")
     samples: int = option(512, "generated images")
-    features: Features = option(Features.auto, "feature extractor of FID and KID: auto, inception or efficientnet")
+    repeat: bool = option(False, "go round the held-out captions again where there are fewer than eval.samples")
+    whole: bool = option(False, "whole images in their own aspect ratios instead of the square crops of validation")
+    reference: str = option("val", "the real images of a distance: val, train, or FILE.safetensors of python -m eval.reference")
+    features: Features = option(Features.auto, "feature extractor: auto, inception, efficientnet, dinov2 or clip")
     inception: str | None = option(None, "file with the Inception weights; null is where torch-fidelity keeps them")
+    dinov2: str = option("facebook/dinov2-large", "DINOv2: a folder, or a hub name that the local cache holds")
     alignment: Alignment = option(Alignment.auto, "text-image model: auto, clip or ridge_minilm")
     clip: str = option("openai/clip-vit-large-patch14", "CLIP: a folder, or a hub name that the local cache holds")
+    recall: list[int] = option([5], "k of the retrieval recall of alignment: own caption among the k nearest")
+    preference: str = option("pickscore", "judge of eval.preference; plug-ins may register more")
+    judge: str = option("yuvalkirstain/PickScore_v1", "the judge's weights: a folder, or a hub name that the local cache holds")
+    bootstrap: int = option(50, "bootstrap samples behind each sampling error; 0 for none")
     seed: int = option(0, "noise seed")
 
 
