@@ -90,12 +90,12 @@ def fill_latents(run: "RunConfig", shards: "Shards", *, records: int = RECORDS) 
             padded = torch.cat([pixels, pixels[-1:].expand(whole - len(crops), -1, -1, -1)])
             posterior = autoencoder.posterior(padded.to(device))
             keys += map(crop_key, crops)
-            mean, std = (None if t is None else t[: len(crops)] for t in (posterior.mean, posterior.std))
+            mean, std = posterior.mean[: len(crops)], None if posterior.std is None else posterior.std[: len(crops)]
             for name, tensor in (("mean", mean), ("std", std)):
                 if tensor is not None:
                     tensors[name].append(_stored(tensor, dtype, "autoencoder"))
-            by_channel = [None if t is None else t.movedim(1, -1).flatten(0, -2) for t in (mean, std)]
-            sums += Sums.of(by_channel[0], variance=None if by_channel[1] is None else by_channel[1].double().square())
+            variance = None if std is None else std.movedim(1, -1).flatten(0, -2).double().square()
+            sums += Sums.of(mean.movedim(1, -1).flatten(0, -2), variance=variance)
         return Part(keys=keys, tensors={name: torch.cat(kept) for name, kept in tensors.items() if kept}, sums=sums)
 
     return place, _fill(place, shards, make, records)

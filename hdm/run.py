@@ -125,12 +125,15 @@ def _reevaluation(run: RunConfig, folder: Path) -> list[str]:
 
 
 def _tracked(run: RunConfig, folder: Path, recorder: "EventLog") -> Outcome:
+    from eval.metrics import evaluate_in_training
     from hdm.plan import planned
     from hdm.track.mlflow import tracking
     from hdm.train.loop import train
 
     with tracking(run, folder, recorder) as tracker:
-        result = train(run, folder, recorder)
+        result = train(
+            run, folder, recorder, evaluate=lambda path, n: evaluate_in_training(path, run, recorder=recorder, samples=n)
+        )
         metrics = dict(result.metrics)
         if result.status == "finished" and (expected := planned(run, metrics)):
             recorder.metrics(expected, None)

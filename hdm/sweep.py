@@ -22,7 +22,6 @@ search       grid | random | tpe | cmaes | nsgaii, with trials=N      pruner   m
 launcher     local | slurm, with launcher.KEY=VALUE                   parallel   arms at once
 storage      sqlite:///… or postgresql://… for the study              retry_failed=false   leaves failed arms as they are
 --plan       print the arms, what they cost and what they can show, and start nothing
---open       open the comparison in a browser at the end
 
 All options: docs/sweeps.md. Sweeps that come along: sweeps/*.yaml.
 """

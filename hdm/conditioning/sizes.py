@@ -16,7 +16,7 @@ def latent_bytes(run: RunConfig) -> int:
     if not isinstance(config, PretrainedAutoencoderConfig):
         return 0
     numbers = config.channels * (run.crop.size // config.factor) ** 2
-    return numbers * (2 if isinstance(config, KLConfig) else 1) * _BYTES[config.cache]
+    return int(numbers * (2 if isinstance(config, KLConfig) else 1) * _BYTES[config.cache])
 
 
 def text_bytes(run: RunConfig) -> int:
@@ -29,7 +29,7 @@ def text_bytes(run: RunConfig) -> int:
 
 def report_bytes(run: RunConfig) -> int:
     """Bytes of one image as the report counts them (spec 1.3 t): a latent of 16 channels at f8, one number each, and one text."""
-    return 2 * 16 * (run.crop.size // 8) ** 2 + 2 * run.text_encoder.max_length * run.text_encoder.width
+    return int(2 * 16 * (run.crop.size // 8) ** 2 + 2 * run.text_encoder.max_length * run.text_encoder.width)
 
 
 def cache_notes(run: RunConfig) -> Iterator[str]:

@@ -224,7 +224,7 @@ class Store:
     def _file(self, number: int) -> Any:
         if number not in self._files:
             try:
-                self._files[number] = safe_open(self.paths[number], framework="pt").__enter__()
+                self._files[number] = safe_open(self.paths[number], framework="pt").__enter__()  # type: ignore[no-untyped-call]
             except Exception as error:  # OSError or SafetensorError
                 reason = " ".join(str(error).split())
                 raise DataError(f"{self.paths[number]}: cannot be read: {reason}; {self.place.remedy}") from None

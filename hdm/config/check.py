@@ -120,7 +120,8 @@ _POSITIVE = """
     hardware.devices budget.steps budget.samples budget.flops budget.seconds
 """.split()
 _NOT_NEGATIVE = """
-    model.pre_depth model.post_depth train.clip train.workers sampling.grid ema.power ema.snapshot_every eval.every eval.bootstrap seed
+    model.pre_depth model.post_depth train.clip train.workers sampling.grid ema.power ema.snapshot_every eval.every
+    eval.bootstrap seed
 """.split()
 _FRACTIONS = "captions.tag_dropout captions.group_dropout captions.text_dropout ema.decay hardware.utilisation".split()
 

@@ -178,7 +178,7 @@ def imported(path: Path, lines: list[str]) -> Loaded | None:
     model = build(Architecture.of(run), seed=None)
     found = published.from_published(tensors, model, source=f"ckpt={path}")
     model.to_empty(device="cpu").load_state_dict(found)
-    return Loaded(run=run, model=model.eval(), samples=0, folder=path.parent / path.stem, weights="model")
+    return Loaded(run=run, model=model.eval(), samples=0, folder=path.parent / path.stem, checkpoint=path, weights="model")
 
 
 def _encoders(run: RunConfig) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from hdm.train.checkpoint import Writer, latest
 from hdm.train.cost import Flops
 from hdm.train.examples import Examples, require_caches
 from hdm.train.grid import SampleGrid
-from hdm.train.observer import Observer, TrainResult
+from hdm.train.observer import Evaluate, Observer, TrainResult
 from hdm.train.oom import explained
 from hdm.train.optimizer import clipped_step, set_rate
 from hdm.train.parallel import World, check_optimizer, last_only, replicated, spread, together, world
@@ -33,9 +33,10 @@ from hdm.train.warmstart import warm_start
 __all__ = ["TrainResult", "train"]
 
 
-def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
+def train(run: RunConfig, folder: Path, recorder: Recorder, *, evaluate: Evaluate | None = None) -> TrainResult:
     """Train `run` in `folder` until its stages or its budget end, from the newest complete checkpoint there if there is one.
 
+    `evaluate` is given a checkpoint that has just been written, every `eval.every` samples.
     Raises ConfigError without an end, DataError for data that cannot be read, CheckpointError when a checkpoint cannot be written
     or does not fit, TrainingError when a loss or gradient is not finite, memory runs out, or another process is gone. The last good
     checkpoint stays, whatever happens.
@@ -51,7 +52,7 @@ def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
                 if start is not None and stage.end is not None and not stage.last and _samples(start) >= stage.end:
                     continue
                 with together(here.size), explained(stage.run, here.size):
-                    result = _train(stage, folder, recorder, here=here, stop=stop, start=start, writer=writer)
+                    result = _train(stage, folder, recorder, here=here, stop=stop, start=start, writer=writer, evaluate=evaluate)
                 start = result.checkpoint
                 if result.status != "finished":
                     break
@@ -59,7 +60,15 @@ def train(run: RunConfig, folder: Path, recorder: Recorder) -> TrainResult:
 
 
 def _train(
-    stage: Stage, folder: Path, recorder: Recorder, *, here: World, stop: StopRequest, start: Path | None, writer: Writer
+    stage: Stage,
+    folder: Path,
+    recorder: Recorder,
+    *,
+    here: World,
+    stop: StopRequest,
+    start: Path | None,
+    writer: Writer,
+    evaluate: Evaluate | None,
 ) -> TrainResult:
     run, device = stage.run, here.device
     source = DATA.build(run.data)
@@ -82,7 +91,17 @@ def _train(
         state.restore(start, stage=stage.number, moments=stage.moments)
     clock, optimizer, model = state.clock, state.optimizer, replicated(network, run.parallel, here)
     validation, grid = Validation(run, held_out, examples, objective), SampleGrid(run, held_out, examples, network)
-    observer = Observer(stage, folder, world=here, recorder=recorder, state=state, validation=validation, grid=grid, writer=writer)
+    observer = Observer(
+        stage,
+        folder,
+        world=here,
+        recorder=recorder,
+        state=state,
+        validation=validation,
+        grid=grid,
+        writer=writer,
+        evaluate=evaluate,
+    )
 
     batch_size, parts = run.train.batch_size, run.train.accumulation
     bf16 = torch.autocast(device.type, dtype=torch.bfloat16, enabled=run.train.precision is Precision.bf16)

@@ -1,12 +1,13 @@
 """What happens between steps: numbers, validation, pictures and checkpoints, each at its own interval of samples seen."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from hdm.config.schema import RunConfig
 from hdm.data.loader import Batch
 from hdm.train import snapshots
 from hdm.train.checkpoint import Writer
@@ -21,6 +22,9 @@ from hdm.train.state import TrainState
 from hdm.train.validation import Validation
 
 _SKIPPED_SHOWN = 5
+
+
+Evaluate = Callable[[Path, RunConfig, int], object]  # given a checkpoint, the stage that it is of and the samples seen
 
 
 @dataclass(kw_only=True, slots=True)
@@ -51,9 +55,10 @@ class Observer:
         validation: Validation,
         grid: SampleGrid,
         writer: Writer,
+        evaluate: Evaluate | None = None,
     ) -> None:
         self.stage, self.run, self.folder, self.recorder, self.state = stage, stage.run, folder, recorder, state
-        self.world, self.validation, self.grid, self.writer = world, validation, grid, writer
+        self.world, self.validation, self.grid, self.writer, self.evaluate = world, validation, grid, writer, evaluate
         self.meter = Meter(world)
         examples = validation.examples
         self.speed = Speedometer.of(self.run, examples.device, state.clock, devices=world.size, frozen=examples.frozen)
@@ -110,6 +115,11 @@ class Observer:
             self._snapshot()
         if passed(train.checkpoint_every) or passed(train.milestone_every):
             self._save(milestone=passed(train.milestone_every))
+        if self.evaluate is not None and self.run.eval.every and passed(self.run.eval.every):
+            path = self._save()
+            if self.world.main:
+                self.writer.wait()
+                self.evaluate(path, self.run, now)
         self.progress.step(self.state.clock, self.stage.fraction(self.state.clock))
 
     def finish(self) -> TrainResult:
