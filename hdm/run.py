@@ -132,7 +132,7 @@ def _tracked(run: RunConfig, folder: Path, recorder: "EventLog") -> Outcome:
 
     with tracking(run, folder, recorder) as tracker:
         result = train(
-            run, folder, recorder, evaluate=lambda path, n: evaluate_in_training(path, run, recorder=recorder, samples=n)
+            run, folder, recorder, evaluate=lambda path, own, n: evaluate_in_training(path, own, recorder=recorder, samples=n)
         )
         metrics = dict(result.metrics)
         if result.status == "finished" and (expected := planned(run, metrics)):
