@@ -18,8 +18,16 @@ COMMANDS = [
     "hdm.sync",
     "hdm.variants",
     "hdm.coordcheck",
+    "hdm.export",
+    "hdm.ema",
+    "hdm.cache",
+    "hdm.transfer",
+    "hdm.report",
     "eval.fid",
     "eval.clip",
+    "eval.all",
+    "eval.camera",
+    "eval.gallery",
 ]
 
 
@@ -94,7 +102,7 @@ def test_experiments_page_says_what_and_why(monkeypatch):
     page = run("hdm.variants", "experiments").stdout
     assert "experiment=openmoji_nano\n  The quick start" in page
     assert "\n  text_encoder.dtype=bf16\n" in page
-    assert "    {name:'1024px',size:1024," in page
+    assert "\n  stages.1024px.crop.size=1024\n" in page
 
 
 def test_print_config_is_what_one_would_type():

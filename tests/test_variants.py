@@ -29,7 +29,7 @@ def test_the_page_holds_what_the_registry_says_of_every_variant(page, variant):
 def test_the_page_holds_the_tables_and_no_other_variant(page):
     assert catalogue.overview() in page
     assert catalogue.refused_table() in page
-    assert re.findall(r"^### `(\w+=\w+)`", page, re.MULTILINE) == [compat.key(v) for v in OURS]
+    assert sorted(re.findall(r"^### `(\w+=\w+)`", page, re.MULTILINE)) == sorted(compat.key(v) for v in OURS)
 
 
 def cells(page, axis, name):

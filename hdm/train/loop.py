@@ -44,7 +44,8 @@ def train(run: RunConfig, folder: Path, recorder: Recorder, *, evaluate: Evaluat
     check_optimizer(run)
     with world(run, pick_device(run.device)) as here, StopRequest() as stop:
         todo = stages(run, lambda own: len(DATA.build(own.data).open(Path(own.datasets), "train")))
-        _same_network(todo)
+        if len(todo) > 1:
+            _same_network(todo)
         require_caches([stage.run for stage in todo], here.device)
         start: Path | None = here.gathered(latest(folder) if here.main else None)[0]
         with Writer(start) as writer:

@@ -1,6 +1,7 @@
 """Losses and gradient norms. They stay on the device until they are read, since reading one makes the host wait for the device."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -62,14 +63,14 @@ class Meter:
         """Take in the step's gradient norm; the step is complete."""
         self._pending[-1].norm = norm
 
-    def read(self, *, remedy: str) -> None:
+    def read(self, *, remedy: Callable[[], str]) -> None:
         """Fetch what is pending: here the host waits, and every process asks. Raises TrainingError, ending in `remedy`, if anything
         is not finite."""
         mine, self._pending = _fetched(self._pending), []
         for parts in zip(*self.world.gathered(mine), strict=True):
             step = _joined(parts)
             if not (math.isfinite(step.norm) and all(map(math.isfinite, step.losses))):
-                raise TrainingError(f"{_describe(step)}; {remedy}")
+                raise TrainingError(f"{_describe(step)}; {remedy()}")
             self._losses.append(sum(step.losses) / len(step.losses))
             self._norms.append(step.norm)
             if step.alignment is not None:

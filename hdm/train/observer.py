@@ -143,9 +143,15 @@ class Observer:
     def _read(self) -> None:
         """Wait for the device and hear what it measured, on the clock of training."""
         began = time.perf_counter()
-        last = f"the last good checkpoint is {self.writer.newest}"
-        self.meter.read(remedy=f"{last}; lower optimizer.lr, lengthen schedule.warmup or set train.precision=fp32")
+        self.meter.read(remedy=self._after_infinity)
         self.state.clock.seconds += time.perf_counter() - began
+
+    def _after_infinity(self) -> str:
+        self.writer.wait()
+        return (
+            f"the last good checkpoint is {self.writer.newest}; lower optimizer.lr, lengthen schedule.warmup or set"
+            " train.precision=fp32"
+        )
 
     def _log(self) -> None:
         self._read()

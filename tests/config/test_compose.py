@@ -151,5 +151,3 @@ def test_split_sweep_reads_hydras_grammar():
     assert set(swept["adaln"]) == {name for name in AXES["adaln"].names() if name.startswith("s")}
     with pytest.raises(ConfigError, match="a value stands twice"):
         split_sweep(["merge=cross,cross"])
-    with pytest.raises(ConfigError, match="an interval has no list of values"):
-        split_sweep(["optimizer.lr=interval(0.1,1)"])

@@ -220,7 +220,7 @@ def test_paths_and_names_that_are_not_there(trained, tmp_path):
         load_model(tmp_path / "empty")
     with pytest.raises(CheckpointError, match="is neither a run folder nor a checkpoint"):
         load_model(tmp_path / "shards")
-    with pytest.raises(CheckpointError, match="is neither a run folder nor a checkpoint"):
+    with pytest.raises(CheckpointError, match="has no configuration in its header"):
         load_model(trained.checkpoint / "model.safetensors")
     with pytest.raises(ConfigError, match=r"weights=best: no such weights \(options: ema, raw, ema_decay\)"):
         load_model(trained.checkpoint, weights="best")
