@@ -27,7 +27,6 @@ COMMANDS = [
     "eval.clip",
     "eval.all",
     "eval.camera",
-    "eval.gallery",
 ]
 
 

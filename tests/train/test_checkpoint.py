@@ -222,5 +222,5 @@ def test_paths_and_names_that_are_not_there(trained, tmp_path):
         load_model(tmp_path / "shards")
     with pytest.raises(CheckpointError, match="has no configuration in its header"):
         load_model(trained.checkpoint / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"weights=best: no such weights \(options: ema, raw, ema_decay\)"):
+    with pytest.raises(ConfigError, match=r"weights=best: no such weights \(options: ema, raw, ema_decay, ema:WIDTH\)"):
         load_model(trained.checkpoint, weights="best")
