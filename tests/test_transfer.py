@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hdm.config.compose import compose
 from hdm.config.errors import ConfigError, HdmError
-from hdm.launch.arm import compose_arms
+from hdm.config.identity import run_name
 from hdm.model import Architecture
 from hdm.model.width import at_width
 from hdm.sweep import parse
@@ -164,7 +164,7 @@ def test_a_width_moves_heads_and_mlp_along(heads):
 
 def test_a_width_is_the_same_run_as_its_sizes():
     by_width, by_sizes = (
-        compose_arms(["model=nano", "budget.steps=1", *words], {"seed": ["0"]})[0].folder
+        run_name(compose(["model=nano", "budget.steps=1", *words]))
         for words in (["model.width=32"], ["model.dim=32", "model.heads=1", "model.mlp_dim=96"])
     )
     assert by_width == by_sizes
@@ -179,6 +179,7 @@ def test_a_width_that_there_is_not(width):
 @pytest.mark.parametrize("name", ["lr_transfer", "lr_transfer_constant"])
 def test_the_sweeps_of_the_laboratory_can_answer(name):
     sweep = parse([f"sweep={name}"])
-    widths, rates = ([float(v) for v in sweep.axes[key]] for key in ("model.width", "optimizer.lr"))
-    assert judge(curves(same(widths, rates[2]), widths=widths, rates=rates, seeds=len(sweep.axes["seed"]))).transfers is True
+    axes = sweep.axes
+    widths, rates = ([float(c.value) for c in axes[key].choices] for key in ("model.width", "optimizer.lr"))
+    assert judge(curves(same(widths, rates[2]), widths=widths, rates=rates, seeds=len(sweep.seeds))).transfers is True
     assert {arm.run.model.dim for arm in sweep.arms} == set(widths)
