@@ -1,6 +1,5 @@
 """What a sweep costs and what it can show, before it costs anything: `python -m hdm.sweep … --plan`."""
 
-import importlib
 import math
 from dataclasses import dataclass
 
@@ -92,14 +91,10 @@ def power(sweep: Sweep) -> list[str]:
     comparisons, seeds, alpha = len(list(points(sweep.axes.values()))) - 1, len(sweep.seeds), sweep.options.alpha
     if comparisons < 1:
         return [f"one setting with {seeds} seeds: their spread is the noise floor of other sweeps"]
-    try:
-        stats = importlib.import_module("hdm.stats")
-    except ImportError:
-        return []
-    effect, least = (
-        stats.minimal_effect(seeds, comparisons=comparisons, alpha=alpha),
-        stats.least_seeds(comparisons=comparisons, alpha=alpha),
-    )
+    from hdm import stats
+
+    effect = stats.minimal_effect(seeds, comparisons=comparisons, alpha=alpha)
+    least = stats.least_seeds(comparisons=comparisons, alpha=alpha)
     among = f"{comparisons} comparison{'s' if comparisons > 1 else ''} at alpha={alpha:g}"
     if math.isinf(effect):
         return [f"{seeds} seeds can show nothing in {among}, however large it is; seeds={least} is the least"]

@@ -91,6 +91,9 @@ def read_network(cls: Any, path: str, **options: Any) -> Any:
 
     Raises AssetError when weights are missing, which the libraries would fill with noise. A pooler is not used here and may be.
     """
+    if options.get("local_files_only") and cls.__module__.startswith("transformers"):
+        # where peft is installed transformers looks for adapters too, and asks the hub for them unless it is told not to
+        options["adapter_kwargs"] = {"local_files_only": True}
     with _quiet(cls) if options.get("local_files_only") else contextlib.nullcontext():
         network, info = cls.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
     missing = sorted(key for key in info["missing_keys"] if "pooler." not in key)

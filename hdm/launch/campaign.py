@@ -317,7 +317,8 @@ def _report(sweep: Sweep, states: Mapping[str, tuple[str, str]], log: EventLog) 
     if not rows:
         print("no arm was made")
         return
-    ranking = Ranking(rows, metric=sweep.options.metric, direction=sweep.options.direction.name)
+    options = sweep.options
+    ranking = Ranking(rows, metric=options.metric, direction=options.direction.name, baseline=options.baseline, alpha=options.alpha)
     width = None if sys.stdout.isatty() else 200
     Console(highlight=False, width=width).print(ranking.table())
     for row in rows:

@@ -57,8 +57,10 @@ class Row:
 class Ranking:
     """Arms grouped by setting (all but the seed) and sorted by the mean of the primary metric over the finished seeds."""
 
-    def __init__(self, rows: Sequence[Row], *, metric: str, direction: str = "minimize") -> None:
-        self.rows, self.metric = list(rows), metric
+    def __init__(
+        self, rows: Sequence[Row], *, metric: str, direction: str = "minimize", baseline: str | None = None, alpha: float = 0.05
+    ) -> None:
+        self.rows, self.metric, self.baseline, self.alpha = list(rows), metric, baseline, alpha
         self._sign = 1.0 if direction == "minimize" else -1.0
         settings: dict[str, list[Row]] = {}
         for row in rows:
@@ -87,7 +89,7 @@ class Ranking:
         return ONE_SEED if self.seeds < 2 else " ".join([FEW_SEEDS, *self.verdicts()])
 
     def verdicts(self) -> list[str]:
-        """A sentence for each setting against the first one of the sweep, over common seeds: see `hdm.stats.compare`."""
+        """A sentence for each setting against the baseline (by default the first), over common seeds: see `hdm.stats.compare`."""
         from hdm.stats import compare
 
         groups: dict[str, dict[int, float]] = {}
@@ -95,8 +97,9 @@ class Ranking:
             values = groups.setdefault(row.arm.setting, {})
             if (value := self.value(row)) is not None:
                 values[row.arm.run.seed] = value
-        baseline, *others = groups
-        found = compare(groups[baseline], {name: groups[name] for name in others}, minimize=self._sign > 0)
+        baseline = self.baseline or next(iter(groups))
+        others = {name: values for name, values in groups.items() if name != baseline}
+        found = compare(groups.get(baseline, {}), others, minimize=self._sign > 0, alpha=self.alpha)
         return [f"{c.name} against {baseline}: {c.words}." for c in found[:_MOST_VERDICTS] if c.differences]
 
     def missing(self) -> str:

@@ -212,7 +212,6 @@ def test_a_repository_that_the_hub_does_not_have(hub, tmp_path):
     assert "RepositoryNotFoundError" in said
 
 
-@pytest.mark.slow  # with peft installed, transformers also asks for adapters, and takes 25 s
 def test_without_a_network_the_answer_comes_at_once(tmp_path):
     said = build_elsewhere("http://127.0.0.1:9", tmp_path)
     kind, seconds, message = said.split(" ", 2)

@@ -34,6 +34,12 @@ def test_settings_are_ranked_by_the_mean_over_seeds():
     assert f"{FEW_SEEDS} merge=concat against merge=cross: cannot reach p < 0.05 with 2 seeds; 6 can." in lines
 
 
+def test_the_sweeps_own_baseline_and_alpha_are_what_verdicts_go_by():
+    said = Ranking(rows(FULL), metric="val/loss", baseline="merge=concat", alpha=0.2).headline()
+    assert "merge=cross against merge=concat: cannot reach p < 0.2 with 2 seeds; 4 can." in said  # 2 / 2^4 = 0.125
+    assert "against merge=cross" not in said
+
+
 def test_more_may_be_better():
     ranking = Ranking(rows(FULL), metric="fid", direction="maximize")
     assert list(ranking.settings) == ["merge=cross", "merge=concat", "merge=add"]

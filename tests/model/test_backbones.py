@@ -6,6 +6,7 @@ from diffusers.models.attention import BasicTransformerBlock, JointTransformerBl
 from diffusers.models.embeddings import PixArtAlphaTextProjection
 from nano import CONTEXT, architecture, inputs, network
 from torch import nn
+from torch_layers import layer_of_torch
 
 from hdm.config.axes import OBJECTIVE
 from hdm.config.schema import QKNorm
@@ -178,18 +179,6 @@ def uvit(blocks=5):
     return LAYER | {"backbone": ("uvit", {"blocks": blocks}), "merge": "concat", "adaln": "none", "text_fusion": "concat"}
 
 
-def vit(block):
-    """The pre-norm layer of torch.nn with the weights of ours."""
-    gelu = nn.GELU(approximate="tanh")
-    theirs = nn.TransformerEncoderLayer(D, HEADS, 128, 0.0, gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True).double()
-    theirs.self_attn.in_proj_weight.data.copy_(block.attn.qkv.weight)
-    nn.init.zeros_(theirs.self_attn.in_proj_bias)
-    pairs = [(theirs.norm1, block.attn_norm), (theirs.norm2, block.mlp_norm), (theirs.self_attn.out_proj, block.attn.out)]
-    for to, source in [*pairs, (theirs.linear1, block.mlp.up), (theirs.linear2, block.mlp.down)]:
-        to.load_state_dict(source.state_dict())
-    return theirs
-
-
 def test_uvit_is_layers_of_torch_and_a_stack_of_states():
     """Time and text are tokens; each block of the second half takes Linear([x; state]) of its mirror."""
     model = network(**uvit()).double()
@@ -198,12 +187,12 @@ def test_uvit_is_layers_of_torch_and_a_stack_of_states():
     x = torch.cat([model.patch(given.x), model.text.proj(c.text), model.time(given.timestep) + model.aspect(c.aspect)], dim=1)
     states = []
     for block in model.in_blocks:
-        x = vit(block)(x)
+        x = layer_of_torch(block, dim=D, heads=HEADS)(x)
         states.append(x)
-    x = vit(model.mid)(x)
+    x = layer_of_torch(model.mid, dim=D, heads=HEADS)(x)
     for block in model.out_blocks:
         skip = block.merge.proj
-        x = vit(block)(torch.cat([x, states.pop()], dim=2) @ skip.weight.T + skip.bias)
+        x = layer_of_torch(block, dim=D, heads=HEADS)(torch.cat([x, states.pop()], dim=2) @ skip.weight.T + skip.bias)
     near(given.run(model), model.out(x[:, :16], (4, 4)))
 
 

@@ -10,6 +10,7 @@ import torch
 from nano import CONTEXT, inputs, network
 from torch import nn
 from torch.nn import functional as F
+from torch_layers import layer_of_torch
 
 from hdm import torchvision_cpu
 from hdm.config.schema import QKNorm
@@ -165,18 +166,6 @@ def test_sana_is_that_of_diffusers():
     near(given.run(model), got, 1e-5, "sana, float64 but for their attention in float32")
 
 
-def layer_of_torch(block):
-    """The pre-norm layer of torch.nn with the weights of ours."""
-    gelu = nn.GELU(approximate="tanh")
-    theirs = nn.TransformerEncoderLayer(D, HEADS, 128, 0.0, gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True).double()
-    theirs.self_attn.in_proj_weight.data.copy_(block.attn.qkv.weight)
-    nn.init.zeros_(theirs.self_attn.in_proj_bias)
-    pairs = [(theirs.norm1, block.attn_norm), (theirs.norm2, block.mlp_norm), (theirs.self_attn.out_proj, block.attn.out)]
-    for to, source in [*pairs, (theirs.linear1, block.mlp.up), (theirs.linear2, block.mlp.down)]:
-        to.load_state_dict(source.state_dict())
-    return theirs
-
-
 def test_uvit_is_layers_of_torch_on_tokens_with_learned_positions():
     """[time, text, image] in the published order under one learned table (1 + L + N, D), that of time being a bias of its token."""
     learned = ("learned_abs", {"base": 4, "extent": 1.0, "text": 5})
@@ -189,12 +178,12 @@ def test_uvit_is_layers_of_torch_on_tokens_with_learned_positions():
     x = torch.cat([(time - bias)[:, None], text, patches], dim=1) + positions
     states = []
     for block in model.in_blocks:
-        x = layer_of_torch(block)(x)
+        x = layer_of_torch(block, dim=D, heads=HEADS)(x)
         states.append(x)
-    x = layer_of_torch(model.mid)(x)
+    x = layer_of_torch(model.mid, dim=D, heads=HEADS)(x)
     for block in model.out_blocks:
         joined = torch.cat([x, states.pop()], dim=2)
-        x = layer_of_torch(block)(joined @ block.merge.proj.weight.T + block.merge.proj.bias)
+        x = layer_of_torch(block, dim=D, heads=HEADS)(joined @ block.merge.proj.weight.T + block.merge.proj.bias)
     norm, out = model.out.norm, model.out.proj
     x = F.layer_norm(x[:, 6:], (D,), norm.weight, norm.bias, 1e-6) @ out.weight.T + out.bias
     expected = F.fold(x.view(2, 16, 2, 2, 4).permute(0, 4, 2, 3, 1).reshape(2, 16, 16), (8, 8), 2, stride=2)

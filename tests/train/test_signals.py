@@ -26,7 +26,7 @@ class Pulling:
                 os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_saves_and_the_same_command_goes_on(nano, listener, tmp_path, capfd, number):
     run = nano("budget.steps=8", "train.workers=1")
     straight = train(run, tmp_path / "straight", listener)
