@@ -50,9 +50,10 @@ def command(arguments: list[str]) -> None:
 
         prompts += prompt_lines(Path(listed))
     from eval.command import subject
-    from eval.sampling import rank
 
     subjects = [subject("gallery", list(rest), ckpt=ckpt) for ckpt in ckpts]
+    from eval.sampling import rank  # imports torch, which a wrong word should not wait for
+
     if rank() > 0:
         return
     columns: list[Column] = []

@@ -27,6 +27,7 @@ COMMANDS = [
     "eval.clip",
     "eval.all",
     "eval.camera",
+    "eval.gallery",
 ]
 
 
