@@ -112,13 +112,6 @@ def test_sweep_files_are_the_same_lines(tmp_path):
         parse(["sweep=mine"])
 
 
-def test_repository_sweeps_compose():
-    from hdm.config.lines import REPOSITORY
-
-    for path in (REPOSITORY / "sweeps").glob("*.yaml"):
-        assert len(parse([f"sweep={path.stem}"]).arms) > 1
-
-
 def test_a_run_is_marked_once(tmp_path):
     EventLog(tmp_path)
     for _ in range(2):

@@ -128,8 +128,7 @@ def test_the_noise_floor_is_the_sweep_of_what_all_arms_share(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "sweeps").glob("*.yaml")))
 def test_every_sweep_that_comes_along_composes(name):
-    sweep = parse([f"sweep={name}", "seeds=2"])
-    assert len(sweep.arms) >= 2
+    assert len(parse([f"sweep={name}"]).arms) > 1
     assert (REPOSITORY / "sweeps" / f"{name}.yaml").read_text().startswith("# ")
 
 
