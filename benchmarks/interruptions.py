@@ -1,20 +1,22 @@
-"""Kill a run at random times, give its command again until it ends, and compare its weights with those of an undisturbed run.
+"""Kill a run at random moments, give its command again until it ends, and compare its weights with those of an undisturbed run.
 
   python -m benchmarks.interruptions [kills=2] [seed=0] [processes=1] [KEY=VALUE ...]
 
 Without further arguments the run is experiment=xut_nano_full without final metrics. Prints one line a kill, and at the end whether
-all files of the last checkpoint are equal to the bit. Exit status 1 when they are not.
+all files of the last checkpoint are equal to the bit. Exit status 1 when they are not, or when the run ended before it was killed.
 """
 
 import hashlib
+import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from hdm.track.events import read
 
 FILES = ("model.safetensors", "ema-power.safetensors", "ema-decay.safetensors", "optimizer.safetensors")
 
@@ -36,9 +38,30 @@ def digests(out: Path) -> dict[str, str]:
     return {name: hashlib.sha256((newest / name).read_bytes()).hexdigest()[:16] for name in FILES}
 
 
-def samples(out: Path) -> str:
-    found = sorted(path.name for path in out.glob("*/checkpoints/samples-*"))
-    return re.sub(r"samples-0*", "", found[-1]) or "0" if found else "none"
+def saved(out: Path) -> int:
+    """Samples seen by the newest checkpoint."""
+    return max((int(path.name.partition("-")[2]) for path in out.glob("*/checkpoints/samples-*")), default=0)
+
+
+def heard(out: Path) -> int:
+    """Samples seen by the last numbers that the run has written down."""
+    logs = [
+        event.data["samples"] or 0 for log in out.glob("*/events.jsonl") for event in read(log.parent) if event.type == "metrics"
+    ]
+    return max(logs, default=0)
+
+
+def kill(job: subprocess.Popen[bytes], out: Path, *, beyond: int, after: float) -> bool:
+    """SIGKILL the whole job `after` seconds behind its first word of `beyond` samples; False when it ended before."""
+    while job.poll() is None and heard(out) < beyond:
+        time.sleep(0.2)
+    try:
+        job.wait(after)
+        return False
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+        return True
 
 
 def main() -> int:
@@ -50,18 +73,16 @@ def main() -> int:
         straight, disturbed = Path(folder) / "straight", Path(folder) / "disturbed"
         began = time.monotonic()
         subprocess.run(command(overrides, straight, processes), check=True, stdout=subprocess.DEVNULL)
-        lasted = time.monotonic() - began
-        print(f"undisturbed: {lasted:.0f} s, {samples(straight)} samples", flush=True)
-        for number in range(kills):
-            patience = draw.uniform(0.2, 0.8) * lasted / (number + 1)
+        total = saved(straight)
+        print(f"undisturbed: {time.monotonic() - began:.0f} s, {total} samples", flush=True)
+        for beyond in sorted(draw.randrange(1, int(0.9 * total)) for _ in range(kills)):
             job = subprocess.Popen(command(overrides, disturbed, processes), stdout=subprocess.DEVNULL, start_new_session=True)
-            try:
-                job.wait(patience)
-                print("the run ended before it was killed", flush=True)
-            except subprocess.TimeoutExpired:
-                subprocess.run(["pkill", f"-{signal.SIGKILL.value}", "-g", str(job.pid)], check=True)
-                job.wait()
-                print(f"killed after {patience:.0f} s; newest checkpoint at {samples(disturbed)} samples", flush=True)
+            if not kill(job, disturbed, beyond=beyond, after=draw.uniform(0, 3)):
+                print("the run ended before it was killed: nothing is shown")
+                return 1
+            print(
+                f"killed behind sample {beyond}; it had written down {heard(disturbed)}, and saved {saved(disturbed)}", flush=True
+            )
         subprocess.run(command(overrides, disturbed, processes), check=True, stdout=subprocess.DEVNULL)
         one, other = digests(straight), digests(disturbed)
         for name in FILES:
