@@ -23,14 +23,6 @@ REPA = ["alignment=repa", "teacher=efficientnet", "teacher.size=32", "alignment.
 COMMON = [f"budget.steps={STEPS}", "train.log_every=4", "train.checkpoint_every=12", "validation.samples=2"]
 
 
-class Killer(Listener):
-    """Kills the process, without a chance to save, when step 11 is logged."""
-
-    def metrics(self, values, samples):
-        if samples == KILLED * BATCH and "train/loss" in values:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def run_of(*overrides):
     return compose([*NANO, *REPA, *COMMON, *overrides])
 
@@ -45,8 +37,9 @@ def test_killed_and_resumed_to_the_bit(shards, tmp_path):
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
-        "from test_repa_training import Killer, run_of, train\n"
-        f"train(run_of(*{common!r}), Path('run'), Killer())"
+        "from squares import Killer\n"
+        "from test_repa_training import run_of, train\n"
+        f"train(run_of(*{common!r}), Path('run'), Killer({KILLED * BATCH}, 36))"
     )
     root = str(Path(__file__).parents[2])
     killed = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": root}, check=False, timeout=120)

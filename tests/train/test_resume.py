@@ -17,14 +17,6 @@ from hdm.train.loop import train
 STEPS, KILLED, BATCH = 20, 11, 4
 
 
-class Killer(Listener):
-    """Kills the process, without a chance to save, when step 11 is logged."""
-
-    def metrics(self, values, samples):
-        if samples == KILLED * BATCH and "train/loss" in values:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def run_of(*overrides):
     common = [f"budget.steps={STEPS}", "train.log_every=4", "train.checkpoint_every=12", "validation.samples=2"]
     return compose([*NANO, *common, *overrides])
@@ -43,8 +35,9 @@ def test_eleven_steps_kill_nine_more(shards, tmp_path, common, first, second):
     program = (
         f"import sys; sys.path.insert(0, {here!r})\n"
         "from pathlib import Path\n"
-        "from test_resume import Killer, run_of, train\n"
-        f"train(run_of(*{[*common, *first]!r}), Path('run'), Killer())"
+        "from squares import Killer\n"
+        "from test_resume import run_of, train\n"
+        f"train(run_of(*{[*common, *first]!r}), Path('run'), Killer({KILLED * BATCH}, 36))"
     )
     root = str(Path(__file__).parents[2])
     killed = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": root}, check=False, timeout=120)

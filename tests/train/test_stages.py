@@ -160,24 +160,11 @@ def test_averages_and_weights_carry_over(shards, tmp_path):
     assert any(not torch.equal(a[name], b[name]) for name in a)  # it goes on averaging, towards the weights
 
 
-class Killer(Listener):
-    """Kills the process, without a chance to save, when the given samples are logged, once the last checkpoint is on the disk."""
-
-    def __init__(self, samples, checkpoint):
-        super().__init__()
-        self.samples, self.checkpoint = samples, checkpoint
-
-    def metrics(self, values, samples):
-        if samples == self.samples and "train/loss" in values:
-            while not Path(f"run/checkpoints/samples-{self.checkpoint:09d}").exists():
-                pass
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def killed(overrides, samples, checkpoint):
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_stages import Killer, staged, train, Path\n"
+        "from squares import Killer\n"
+        "from test_stages import staged, train, Path\n"
         f"train(staged(*{overrides!r}), Path('run'), Killer({samples}, {checkpoint}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
