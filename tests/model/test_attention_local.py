@@ -188,7 +188,7 @@ def test_window_attention_is_that_of_swin(grid, window, index):
 @pytest.mark.parametrize("window", [3, 4, 7])
 @pytest.mark.parametrize("grid", [(7, 7), (9, 13), (16, 16), (5, 16)], ids=str)
 def test_neighborhood_attention_is_that_of_natten(grid, window):
-    pytest.importorskip("natten", minversion="0.20")
+    pytest.importorskip("natten", minversion="0.21")
     module = Neighborhood(NeighborhoodConfig(window=window), SIZE, ENCODING.build(NopeConfig(), SIZE, (-0.5, 0.5)))
     layout, draw = layout_of(grid, 0, padded=False), torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(2, HEADS, grid[0] * grid[1], C, generator=draw) for _ in range(3))
@@ -198,7 +198,7 @@ def test_neighborhood_attention_is_that_of_natten(grid, window):
 
 @pytest.mark.gpu
 def test_natten_does_it_on_cuda_with_the_same_gradients(monkeypatch):
-    natten = pytest.importorskip("natten", minversion="0.20")
+    natten = pytest.importorskip("natten", minversion="0.21")
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     module = built(NeighborhoodConfig())[0].float().cuda()
