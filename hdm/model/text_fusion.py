@@ -96,8 +96,11 @@ class TextSublayer(nn.Module):
         self.out = nn.Linear(size.dim, size.dim)
 
     def initial(self) -> dict[str, Init]:
-        """See `hdm.model.init`."""
-        return {} if self.modulated else {"out.weight": zeros, "out.bias": zeros}
+        """See `hdm.model.init`. Without modulation biases start at zero (PixArt, SANA).
+
+        Others, of 1 / sqrt(D), would drown text whose norm starts at 0.01, and the more so the narrower the network.
+        """
+        return {} if self.modulated else dict.fromkeys(("q.bias", "kv.bias", "out.weight", "out.bias"), zeros)
 
     def parts(self) -> dict[str, int]:
         """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
