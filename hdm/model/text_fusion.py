@@ -173,6 +173,10 @@ class CrossAttn(TextFusion):
         self.norm = TextNorm(config.norm_gain, dim) if config.norm else None
         self.dim = dim
 
+    def initial(self) -> dict[str, Init]:
+        """See `hdm.model.init`, and TextSublayer."""
+        return {"up.bias": zeros, "down.bias": zeros}
+
     def states(self, text: Float[Tensor, "B L C"]) -> Float[Tensor, "B L D"]:
         """See TextFusion."""
         states = self.down(F.gelu(self.up(text.to(self.up.weight.dtype)), approximate="tanh"))

@@ -160,7 +160,7 @@ def test_the_approximator_is_chromas_in_diffusers():
     torch.testing.assert_close(ours.vectors(x), theirs(x), **EXACT)
 
 
-@pytest.mark.parity("`adaln.mapping` of `scale_only`", "diffusers FeedForward, geglu")
+@pytest.mark.parity("`adaln.mapping` of `scale_only`", "diffusers FeedForward, geglu, float32 and 64")
 def test_the_mapping_network_is_made_of_geglu_layers():
     """Each layer is the feed-forward network of diffusers, with GEGLU and without biases, inside RMSNorm and residual."""
     ours = ready(MappingNetwork(D, 3 * D, layers=2))
