@@ -74,6 +74,17 @@ def test_before_the_zero_layers_have_moved_only_decay_moves_the_time_embedding()
     assert abs(result.slope("time")) < 0.2
 
 
+@pytest.mark.slow
+def test_behind_layers_of_zeros_epsilon_alone_breaks_the_law():
+    """Text in mmdit is seen through gates that start at zero: its gradients are as small as Adam's usual epsilon."""
+    run = compose(["model=nano", *SMALL, "backbone=mmdit"])
+    slopes = []
+    for run.optimizer.eps in (1e-8, 1e-20):
+        slopes.append(measure(run, run.optimizer, widths=[64, 256], steps=8, seeds=1).slope("stack.text_mlp"))
+    assert abs(slopes[1]) < 0.2
+    assert slopes[0] < slopes[1] - 0.15
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
