@@ -1,6 +1,6 @@
 """Validation loss of a checkpoint: the same held-out images, noise and timesteps for every run, nothing routed.
 
-usage: python -m eval.valloss ckpt=RUN_OR_CHECKPOINT [weights=ema|raw|ema_decay] [KEY=VALUE ...]
+usage: python -m eval.valloss ckpt=RUN_OR_CHECKPOINT [weights=ema|raw|ema_decay|ema:WIDTH] [KEY=VALUE ...]
 
   python -m eval.valloss ckpt=runs/openmoji_nano-s0-1f0c77ab
   python -m eval.valloss ckpt=runs/openmoji_nano-s0-1f0c77ab weights=raw

@@ -36,6 +36,10 @@ class StagePlan:
     hours: float | None = None
     dollars: float | None = None
 
+    def patches(self) -> int | None:
+        """Image tokens of all samples, routed around or not."""
+        return None if self.samples is None else self.samples * self.grid[0] * self.grid[1]
+
     def gpu_hours(self, hardware: HardwareConfig) -> float | None:
         """Hours of all devices."""
         return None if self.hours is None else self.hours * hardware.devices
@@ -263,6 +267,9 @@ def _rows(stages: list[StagePlan], hardware: HardwareConfig) -> list[_Row]:
     def samples(value: float) -> str:
         return f"{value:,}" if value < 1e6 else f"{value / 1e6:,.3f} M"
 
+    def patches(value: float) -> str:
+        return samples(value) if value < 1e9 else f"{value / 1e9:,.2f} B"
+
     def plain(digits: int) -> Callable[[float], str]:
         return lambda value: f"{value:,.{digits}f}"
 
@@ -281,6 +288,7 @@ def _rows(stages: list[StagePlan], hardware: HardwareConfig) -> list[_Row]:
         _Row(label="micro-batch per device", values=each(lambda s: s.micro_batch)),
         _Row(label="steps", values=each(lambda s: s.steps), show=plain(0), adds=True),
         _Row(label="samples", values=each(lambda s: s.samples), show=samples, adds=True),
+        _Row(label="patches", values=each(StagePlan.patches), show=patches, adds=True),
         _Row(label=f"{each_flop[0]}FLOP/sample: forward", values=each(lambda s: s.forward), show=per_sample),
         _Row(label="  forward, unrouted", values=each(lambda s: s.forward_unrouted), show=per_sample),
         _Row(label="  training", values=each(lambda s: s.train), show=per_sample),

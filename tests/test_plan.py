@@ -27,8 +27,32 @@ def test_steps_and_samples_of_the_report(report):
     assert [stage.steps for stage in report.stages] == [74_460, 82_705, 16_541, 14_253]  # spec 1.4
     assert [round(stage.samples / 1e6, 2) for stage in report.stages] == [152.49, 42.34, 8.47, 3.65]  # report, "Sample Seen"
     assert [stage.micro_batch for stage in report.stages] == [128, 64, 64, 16]  # report, "batch size (per gpu)"
-    patches = [stage.samples * stage.grid[0] * stage.grid[1] / 1e9 for stage in report.stages]
+    patches = [stage.patches() / 1e9 for stage in report.stages]
     assert patches == pytest.approx([39, 43.5, 19.5, 15], rel=0.01)  # report, "Patch Seen"
+
+
+def test_the_table_of_the_documentation_is_the_plan(report):
+    """Every cell of the rows that begin with "plan" in docs/training.md."""
+    hours = [stage.hours for stage in report.stages]
+    used = [0.4 * planned / reported for planned, reported in zip(hours, (174, 120, 42, 49))]
+
+    def row(name, values, show, *, total=False):
+        values = [*values, sum(values)] if total else values
+        return [name, *(show.format(value) for value in values), *([] if total else [""])]
+
+    rows = [
+        row("plan: samples seen", [stage.samples / 1e6 for stage in report.stages], "{:.3f}M", total=True),
+        row("plan: patches seen", [stage.patches() / 1e9 for stage in report.stages], "{:.2f}B", total=True),
+        row("plan: steps", [stage.steps for stage in report.stages], "{:,}", total=True),
+        row("plan: global batch", [stage.batch_size for stage in report.stages], "{}"),
+        row("plan: batch per GPU", [stage.micro_batch for stage in report.stages], "{}"),
+        row("plan: hours at 40 % of the peak", hours, "{:.1f}", total=True),
+        row("plan: part of the peak that the report's hours mean", used, "{:.0%}"),
+        row("plan: dollars", [stage.dollars for stage in report.stages], "{:.0f}", total=True),
+    ]
+    lines = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8").splitlines()
+    there = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| plan: ")]
+    assert there == rows
 
 
 def test_parameters_by_part(report):

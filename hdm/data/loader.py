@@ -75,17 +75,22 @@ def training_batches(
     return _batches(samples, (range(first, first + share) for first in firsts), workers=run.train.workers)
 
 
-def validation_batches(run: RunConfig, shards: Shards, *, samples: int, batch_size: int) -> Iterator[Batch]:
+def validation_batches(
+    run: RunConfig, shards: Shards, *, samples: int, batch_size: int, part: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
     """The first `samples` of a fixed order (all if there are fewer), with fixed crops and whole captions, whatever the seed.
 
-    Crops are squares of one size for every variant of the crop: losses and metrics stay comparable.
+    Crops are squares of one size for every variant of the crop: losses and metrics stay comparable. `part` = (r, R): the batches of
+    process r of R, as many for each, so that a batch may come up twice; they are the same batches for any R.
     """
     total = min(samples, len(shards))
-    ranges = (range(first, min(first + batch_size, total)) for first in range(0, total, batch_size))
-    return _batches(_ValidationSamples(run, shards), ranges, workers=0)
+    ranges = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
+    return _batches(_ValidationSamples(run, shards), _dealt(ranges, part), workers=0)
 
 
-def whole_batches(run: RunConfig, shards: Shards, *, samples: int, batch_size: int) -> Iterator[Batch]:
+def whole_batches(
+    run: RunConfig, shards: Shards, *, samples: int, batch_size: int, part: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
     """The images of `validation_batches`, whole: each in HDM's bucket of crop.size, whatever the crop. One size a batch."""
     total = min(samples, len(shards))
     whole = _WholeSamples(run, shards, total)
@@ -93,7 +98,13 @@ def whole_batches(run: RunConfig, shards: Shards, *, samples: int, batch_size: i
     for sample, box in enumerate(whole.boxes):
         alike.setdefault(box, []).append(sample)
     parts = [same[first : first + batch_size] for same in alike.values() for first in range(0, len(same), batch_size)]
-    return _batches(whole, parts, workers=0)
+    return _batches(whole, _dealt(parts, part), workers=0)
+
+
+def _dealt(batches: Sequence[Sequence[int]], part: tuple[int, int]) -> list[Sequence[int]]:
+    """Every R-th batch, from the r-th; where the last round is not full, the first batches once more."""
+    rank, size = part
+    return [batches[i % len(batches)] for i in range(rank, -(-len(batches) // size) * size, size)]
 
 
 @dataclass(frozen=True, slots=True)

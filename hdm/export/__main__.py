@@ -8,11 +8,13 @@ usage: python -m hdm.export ckpt=RUN_OR_CHECKPOINT format=safetensors|diffusers|
   python -m hdm.export ckpt=runs/TUNED format=adapter                    the adapters of a lora.rank run alone, as peft has them
   python -m hdm.export ckpt=hdm.safetensors format=safetensors preset=xut_upstream   weights of the published layout, imported
 
-weights=ema       ema | raw | ema_decay
+weights=ema       ema | raw | ema_decay | ema:WIDTH, such as ema:0.07 (python -m hdm.ema)
 dtype=fp32        fp32 | bf16 | fp16: how numbers are stored
 out=FOLDER        below export/ in the run folder by default; a folder that holds anything else is left alone
 license=TEXT      what you license the weights under, for the model card
 parts=network     of comfyui: all also writes the text encoder and the autoencoder into the file
+compare=PROMPT    of diffusers: load the folder, draw this prompt with it and with our own sampler, and write both, side by side,
+                  as compare.png with their largest difference; repeatable
 Also, and stored as defaults: sampler.*, guidance.* (python -m hdm.variants sampler). Adapters are merged except by format=adapter.
 Every form comes with a model card, README.md: configuration, data, licences, metrics with their protocols, cost. docs/export.md.
 """
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from hdm.train.checkpoint import Loaded
 
 _OPTIONS = ("ckpt", "format", "weights", "dtype", "out", "license", "parts")
+_REPEATED = "compare"
 
 
 class Format(StrEnum):
@@ -70,6 +73,7 @@ class Request:
     out: str | None
     licence: str | None
     parts: Parts
+    compare: list[str]
     overrides: list[str]
 
     @property
@@ -80,11 +84,12 @@ class Request:
 
 def parse(arguments: list[str]) -> Request:
     """Read the command line. Raises HdmError for what cannot be meant."""
-    rest = list(arguments)
+    compare = [a.partition("=")[2] for a in arguments if a.startswith(f"{_REPEATED}=")]
+    rest = [a for a in arguments if not a.startswith(f"{_REPEATED}=")]
     values = {name: cli.take_option(rest, name) for name in _OPTIONS}
     for text in rest:
         key = text.partition("=")[0]
-        if "." not in key and (close := suggest(key, _OPTIONS)):
+        if "." not in key and (close := suggest(key, [*_OPTIONS, _REPEATED])):
             raise HdmError(f"{text}: no such option{close}")
     if not values["ckpt"]:
         raise HdmError("ckpt= is missing; name a run folder or a checkpoint: python -m hdm.export ckpt=runs/NAME format=diffusers")
@@ -98,10 +103,13 @@ def parse(arguments: list[str]) -> Request:
         out=values["out"],
         licence=values["license"],
         parts=_choice(Parts, "parts", values["parts"] or "network"),
+        compare=compare,
         overrides=rest,
     )
     if request.parts is Parts.all and request.format is not Format.comfyui:
         raise HdmError(f"parts=all: only format=comfyui takes it; format={request.format} writes what belongs to it")
+    if compare and request.format is not Format.diffusers:
+        raise HdmError(f"compare={compare[0]}: only format=diffusers has a pipeline to compare with; leave it out")
     if not request.imports:
         check_amendable(rest)
     return request
@@ -131,6 +139,11 @@ def command(arguments: list[str]) -> None:
     )
     for path in writer(target):
         print(path)
+    if request.compare:
+        from hdm.export.compare import compare
+
+        path, difference = compare(loaded, out, request.compare)
+        print(f"{path}\nlargest difference of a pixel, in [0, 1], between our sampler and the pipeline: {difference:.1e}")
 
 
 def _loaded(request: Request) -> "Loaded":

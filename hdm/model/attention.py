@@ -209,13 +209,19 @@ def rotate(
     """Multiply the channel pairs (0, 1), (2, 3) … of `x`, as complex numbers, by `rotation`, which may be longer; the rest passes.
 
     With `halves` the pairs are (0, P), (1, P + 1) … of the first 2P channels. The result has the precision of `rotation`. One
-    complex product is two to four times faster than sines and cosines apart.
+    complex product is two to four times faster than sines and cosines apart; compiled it is real arithmetic, for which alone
+    torch.compile makes code.
     """
     if rotation is None:
         return x
     turned = 2 * rotation.shape[-1]
     head, rest = x[..., :turned].to(rotation.real.dtype), x[..., turned:].to(rotation.real.dtype)
     rotation = rotation[:, :, : x.shape[2]]
+    if torch.compiler.is_compiling():
+        a, b = head.chunk(2, dim=-1) if halves else (head[..., 0::2], head[..., 1::2])
+        cos, sin = rotation.real, rotation.imag
+        turn = torch.cat if halves else torch.stack
+        return torch.cat([turn([a * cos - b * sin, a * sin + b * cos], dim=-1).reshape(head.shape), rest], dim=-1)
     if halves:
         product = torch.complex(*head.chunk(2, dim=-1)) * rotation
         return torch.cat([product.real, product.imag, rest], dim=-1)

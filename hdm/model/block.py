@@ -81,6 +81,11 @@ class Block(nn.Module):
         twin = ["text_attn"] * self.twin + ["text_mlp"] * (self.twin and not self.ends_text)
         return [f"{self.name}.{kind}" for kind in ["attn", *text, *merge, "mlp", *twin]]
 
+    def own(self, modulation: Mapping[str, Modulation | None]) -> dict[str, Modulation | None]:
+        """What the block's sublayers have of the network's modulation, by their names within the block: blocks that are alike are
+        compiled once."""
+        return {name.removeprefix(f"{self.name}."): modulation[name] for name in self.sublayers()}
+
     def outputs(self) -> list[str]:
         """Names of the linear layers that end the sublayers."""
         parts = [
@@ -100,19 +105,20 @@ class Block(nn.Module):
         *,
         state: Float[Tensor, "B T D"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """The new stream; of the last block, its image tokens only. `state` is the encoder state for the merge."""
+        """The new stream; of the last block, its image tokens only. `modulation` is `own` of the network's, `state` the encoder
+        state for the merge."""
         only = layout.images if self.is_last else None
         if self.merge is not None and self.merge_norm is None:
             x = self.merge(x, state, layout)
         if self.twin:
             x = self._joint(x, layout, modulation)
         else:
-            x = self._wrap(x, self.attn_norm, modulation[f"{self.name}.attn"], lambda h: self.attn(h, layout, only=only))
+            x = self._wrap(x, self.attn_norm, modulation["attn"], lambda h: self.attn(h, layout, only=only))
         if self.text is not None:
             x = self._read_text(x, layout, modulation)
         if self.merge is not None and self.merge_norm is not None:
             merge = self.merge
-            x = self._wrap(x, self.merge_norm, modulation[f"{self.name}.merge"], lambda h: merge(h, state, layout))
+            x = self._wrap(x, self.merge_norm, modulation["merge"], lambda h: merge(h, state, layout))
         return self._mlps(x[:, :only], layout, modulation)
 
     def _read_text(self, x: Float[Tensor, "B T D"], layout: Layout, modulation: Mapping[str, Modulation | None]) -> Tensor:
@@ -120,25 +126,25 @@ class Block(nn.Module):
         assert text is not None
         if self.text_norm is None:
             return x + text(x, layout)
-        return self._wrap(x, self.text_norm, modulation[f"{self.name}.text.merge"], lambda h: text(h, layout))
+        return self._wrap(x, self.text_norm, modulation["text.merge"], lambda h: text(h, layout))
 
     def _joint(self, x: Float[Tensor, "B T D"], layout: Layout, modulation: Mapping[str, Modulation | None]) -> Tensor:
         """One attention over [image, text], each with its own norm, modulation, projections and output."""
         n = layout.images
         image, text = x[:, :n], x[:, n:]
-        h, gate = modulated(image, self.attn_norm, modulation[f"{self.name}.attn"])
-        h_text, text_gate = modulated(text, self.text_attn_norm, modulation[f"{self.name}.text_attn"])
+        h, gate = modulated(image, self.attn_norm, modulation["attn"])
+        h_text, text_gate = modulated(text, self.text_attn_norm, modulation["text_attn"])
         y, y_text = joint_attention(self.attn, self.text_attn, h, h_text, layout)
         image = self._add(image, h, y, gate)
         return image if y_text is None else torch.cat([image, self._add(text, h_text, y_text, text_gate)], dim=1)
 
     def _mlps(self, x: Float[Tensor, "B T D"], layout: Layout, modulation: Mapping[str, Modulation | None]) -> Tensor:
-        own = modulation[f"{self.name}.mlp"]
+        own = modulation["mlp"]
         if not self.twin or self.ends_text or x.shape[1] == layout.images:
             return self._wrap(x, self.mlp_norm, own, lambda h: self.mlp(h, layout))
         image, text = x[:, : layout.images], x[:, layout.images :]
         image = self._wrap(image, self.mlp_norm, own, lambda h: self.mlp(h, layout))
-        text = self._wrap(text, self.text_mlp_norm, modulation[f"{self.name}.text_mlp"], lambda h: self.text_mlp(h, layout))
+        text = self._wrap(text, self.text_mlp_norm, modulation["text_mlp"], lambda h: self.text_mlp(h, layout))
         return torch.cat([image, text], dim=1)
 
     def _wrap(

@@ -12,7 +12,7 @@ D width.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -77,10 +77,12 @@ class BlockStack(Backbone):
             p.tap.tokens, p.tap.kept = tokens[:, : p.layout.images], p.kept
         return tokens
 
-    def _call(self, block: nn.Module, tokens: Tensor, p: Pass, **kwargs: Any) -> Tensor:
+    def _call(self, block: Block, tokens: Tensor, p: Pass, **kwargs: Any) -> Tensor:
+        modulation = block.own(p.modulation)
         if self.architecture.size.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, tokens, p.layout, p.modulation, use_reentrant=False, preserve_rng_state=False, **kwargs)
-        return block(tokens, p.layout, p.modulation, **kwargs)
+            return checkpoint(block, tokens, p.layout, modulation, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        out: Tensor = block(tokens, p.layout, modulation, **kwargs)
+        return out
 
     def tap_width(self, depth: int) -> int:
         """See Backbone."""
@@ -166,7 +168,7 @@ class Trunk(BlockStack):
         tokens, p = self._enter(x, timestep, condition, grid=grid, tap=tap)
         routing, n = self.routing, p.layout.images
         for block in self.mixer:
-            tokens = self._call(block, tokens, p)
+            tokens = self._call(cast(Block, block), tokens, p)
 
         outer = tokens
         if routing.enters is Section.before:

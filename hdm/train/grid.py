@@ -12,14 +12,15 @@ from hdm.files import write_json
 from hdm.model.backbone import Backbone
 from hdm.pictures import sheet
 from hdm.train.examples import Examples
+from hdm.train.parallel import World
 from hdm.train.weak import load_weak
 
 
 class SampleGrid:
     """Draws the first `sampling.grid` held-out captions."""
 
-    def __init__(self, run: RunConfig, shards: Shards, examples: Examples, model: Backbone) -> None:
-        self.run = run
+    def __init__(self, run: RunConfig, shards: Shards, examples: Examples, model: Backbone, *, world: World | None = None) -> None:
+        self.run, self.world = run, world or World()
         count = run.sampling.grid
         batches = validation_batches(run, shards, samples=count, batch_size=count) if count else ()
         self.captions = [caption for batch in batches for caption in batch.captions]
@@ -34,13 +35,17 @@ class SampleGrid:
         write_json(path, self.captions)
         return path
 
-    def draw(self, folder: Path, samples: int, *, write: bool = True) -> Path:
-        """Draw the grid of this moment, and write it as a PNG below run `folder`: one of several processes does."""
-        side = self.run.crop.size
-        images = self.generator.images(self.captions, size=(side, side), seed=self.run.sampling.seed)
+    def draw(self, folder: Path, samples: int) -> Path:
+        """Draw the grid of this moment and write it as a PNG below run `folder`. Of several processes each draws a share, as many
+        pictures as the others, and the first one writes."""
+        side, (rank, size) = self.run.crop.size, self.world.part
+        share = -(-len(self.captions) // size)
+        mine = [i % len(self.captions) for i in range(rank * share, (rank + 1) * share)]
+        captions = [self.captions[i] for i in mine]
+        images = self.generator.images(captions, size=(side, side), seed=self.run.sampling.seed, indices=mine)
+        drawn = self.world.gathered(images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8))
         path = folder / "samples" / f"samples-{samples:09d}.png"
-        if write:
+        if self.world.main:
             path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-            sheet(pixels, self.captions).save(path)
+            sheet(torch.cat(drawn)[: len(self.captions)], self.captions).save(path)
         return path

@@ -83,7 +83,7 @@ def _train(
         SCHEDULE.build(run.schedule),
         Flops(run),
     )
-    network = warm_start(run, build(Architecture.of(run), device=device, seed=run.seed), folder)
+    network = warm_start(run, build(Architecture.of(run), device=device, seed=run.seed), fresh=start is None)
     alignment = ALIGNMENT.build(run.alignment, run, network, device=device)
     spread(network, alignment, run.parallel, here)
     data = {"training": shards.digest, "validation": held_out.digest}
@@ -91,7 +91,8 @@ def _train(
     if start is not None:
         state.restore(start, stage=stage.number, moments=stage.moments)
     clock, optimizer, model = state.clock, state.optimizer, replicated(network, run.parallel, here)
-    validation, grid = Validation(run, held_out, examples, objective), SampleGrid(run, held_out, examples, network)
+    validation = Validation(run, held_out, examples, objective, world=here)
+    grid = SampleGrid(run, held_out, examples, network, world=here)
     observer = Observer(
         stage,
         folder,

@@ -132,6 +132,7 @@ class Observer:
         path = self._save()
         if self.world.main:
             self.writer.wait()
+        self.world.gathered(None)  # the next stage begins with this checkpoint, in every process
         self.progress.line(self.state.clock, self.stage.fraction(self.state.clock))
         return TrainResult(
             status="finished" if over else "interrupted",
@@ -172,7 +173,7 @@ class Observer:
             return
         self._sampled = self.state.clock.samples
         with self.state.averages.applied(self.state.model, self.state.averages.best):
-            path = self.grid.draw(self.folder, self._sampled, write=self.world.main)
+            path = self.grid.draw(self.folder, self._sampled)
         self.recorder.image("samples/grid", path, self._sampled)
 
     def _save(self, *, milestone: bool = False) -> Path:

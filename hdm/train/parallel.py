@@ -151,8 +151,11 @@ def spread(model: Backbone, beside: nn.Module, config: ParallelConfig, world: Wo
     """
     blocks = _outermost(model)
     if config.compile:
+        # Text is as long as the longest caption: the second length makes that axis a symbol, and no length compiles again. Blocks
+        # that are alike share their code, and its limit: each kind, with and without gradients, is compiled for both.
+        torch._dynamo.config.recompile_limit = 64
         for block in blocks:
-            block.compile(dynamic=False)
+            block.compile()
     if world.size > 1 and config.strategy is Strategy.fsdp:
         # nothing is done in place to a velocity, of which FSDP2 warns in every step
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")

@@ -26,6 +26,7 @@ from hdm.diffusion.timestep import LogitNormalConfig
 from hdm.model.backbone import Backbone, Condition
 from hdm.train.ema import Averages
 from hdm.train.examples import Examples
+from hdm.train.parallel import World
 
 BINS = 4
 _SEED = 0  # not the run's: all runs are asked the same questions
@@ -44,8 +45,12 @@ class _Images:
 class Validation:
     """Measures a network on the held-out split."""
 
-    def __init__(self, run: RunConfig, shards: Shards, examples: Examples, objective: Objective) -> None:
+    def __init__(
+        self, run: RunConfig, shards: Shards, examples: Examples, objective: Objective, *, world: World | None = None
+    ) -> None:
+        """The batches are shared out over the processes of `world`, which all ask and all get the whole answer."""
         self.run, self.shards, self.examples, self.objective = run, shards, examples, objective
+        self.world = world or World()
         self.count = run.validation.timesteps
         midpoints = (torch.arange(self.count, dtype=torch.float64) + 0.5) / self.count
         self.timesteps = TIMESTEP.build(LogitNormalConfig()).from_uniform(midpoints).to(examples.device)
@@ -76,11 +81,11 @@ class Validation:
 
     @torch.no_grad()
     def losses(self, model: Backbone, *, unconditional: bool = False, whole: bool = False) -> Float[Tensor, "S T"]:
-        """The loss of every held-out image at every timestep, float64 on the CPU."""
+        """The loss of every held-out image, in their order, at every timestep, float64 on the CPU."""
         was_training = model.training
         model.eval()
         low = self.run.train.precision is Precision.bf16
-        rows = []
+        index, rows = [], []
         for images in self._encoded(model, whole):
             condition = images.unconditional if unconditional else images.condition
             columns = []
@@ -96,9 +101,12 @@ class Validation:
                         route=None,
                     )
                 columns.append(loss)
+            index += images.index
             rows.append(torch.stack(columns, dim=1))
         model.train(was_training)
-        return torch.cat(rows).double().cpu()
+        mine = dict(zip(index, torch.cat(rows).tolist(), strict=True))
+        found = {image: losses for part in self.world.gathered(mine) for image, losses in part.items()}
+        return torch.tensor([found[image] for image in sorted(found)], dtype=torch.float64)
 
     def _encoded(self, model: Backbone, whole: bool) -> Iterator[_Images]:
         """The held-out images: encoded at the first pass and kept, since they never change."""
@@ -107,7 +115,8 @@ class Validation:
             yield from kept
             return
         wanted, read = self.run.validation, whole_batches if whole else validation_batches
-        for batch in read(self.run, self.shards, samples=wanted.samples, batch_size=wanted.batch_size):
+        part = self.world.part
+        for batch in read(self.run, self.shards, samples=wanted.samples, batch_size=wanted.batch_size, part=part):
             images = _Images(
                 latents=self.examples.latents(batch.pixels, None),
                 condition=self.examples.condition(batch, batch.captions, model),

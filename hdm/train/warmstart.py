@@ -19,7 +19,7 @@ from hdm.model import published
 from hdm.model.backbone import Backbone
 from hdm.train import single
 from hdm.train.adapters import adapted
-from hdm.train.checkpoint import latest, load_model, load_weights
+from hdm.train.checkpoint import load_model, load_weights
 
 _ARCHITECTURE = ("backbone", "merge", "adaln", "norm", "attention", "mlp", "position", "encoding", "text_fusion", "model")
 _SEEN = ("autoencoder", "autoencoder.channels", "autoencoder.factor", "text_encoder", "text_encoder.width")
@@ -35,13 +35,13 @@ class Weights:
     run: RunConfig | None
 
 
-def warm_start(run: RunConfig, model: Backbone, folder: Path) -> Backbone:
-    """`model` as training of `run` in `folder` begins: with the weights of `init_from`, then with adapters, where there are any.
+def warm_start(run: RunConfig, model: Backbone, *, fresh: bool) -> Backbone:
+    """`model` as training of `run` begins: with the weights of `init_from`, then with adapters, where there are any.
 
-    A run that has a checkpoint continues from that instead. Raises ConfigError or CheckpointError, in one line, for weights that
-    are not there, have changed since the run was named, or are of another network.
+    A run that is not `fresh` gets its weights from its own checkpoint instead. Raises ConfigError or CheckpointError, in one line,
+    for weights that are not there, have changed since the run was named, or are of another network.
     """
-    if run.init_from and latest(folder) is None:
+    if run.init_from and fresh:
         fill(run, model)
     return adapted(run, model)
 

@@ -9,11 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_runs import NANO
 
-from hdm import cli
+from hdm import cli, torchvision_cpu
 from hdm.config.compose import compose, flatten
 from hdm.config.errors import CheckpointError, ConfigError, HdmError
 from hdm.export import __main__ as export
-from hdm.model import Architecture, build, published
+from hdm.model import Architecture, Condition, build, full_view, published
 from hdm.track.events import EventLog
 from hdm.train.checkpoint import load_model
 
@@ -78,6 +78,60 @@ def test_comfyui_is_the_published_layout(written, capsys):
     model = load_model(folder).model
     back = published.from_published(file, model, source="f")
     assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture
+def encoders(tmp_path):
+    """A causal text encoder and an autoencoder with random weights, in the folders that the published ones come in."""
+    torchvision_cpu.declare()
+    import diffusers
+    import transformers
+
+    words = ["a cat sits on a mat", "a red car, side view"] * 3
+    tokenizer = transformers.Qwen2Tokenizer().train_new_from_iterator(words, 300)
+    tokenizer.save_pretrained(tmp_path / "text")
+    config = transformers.Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "text")
+    diffusers.AutoencoderKL(
+        block_out_channels=(8, 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    return [
+        "text_encoder=qwen3", f"text_encoder.path={tmp_path / 'text'}", "text_encoder.width=16", "text_encoder.max_length=32",
+        "autoencoder=kl", f"autoencoder.path={tmp_path / 'vae'}", "autoencoder.factor=2",
+    ]  # fmt: skip
+
+
+def test_all_parts_of_comfyui_are_the_networks_that_the_libraries_read(written, encoders, tmp_path):
+    """What stands under each prefix, put into a fresh network of the library, is the frozen one; nothing else is there."""
+    import diffusers
+    import transformers
+
+    folder = written(*UPSTREAM, *encoders)
+    assert run(f"ckpt={folder}", "format=comfyui", "parts=all", "out=c", "dtype=fp16") == 0
+    file = load_file("c/run.safetensors")
+    assert {tensor.dtype for tensor in file.values()} == {torch.float16}
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "text")
+    for prefix, fresh, source in (
+        ("te.text_models.0.", transformers.AutoModel.from_config(config), "text"),
+        ("vae.", diffusers.AutoencoderKL.from_config(diffusers.AutoencoderKL.load_config(tmp_path / "vae")), "vae"),
+    ):
+        part = {name.removeprefix(prefix): tensor.float() for name, tensor in file.items() if name.startswith(prefix)}
+        fresh.load_state_dict(part)  # strictly: no name is missing, none unknown
+        there = load_file(next((tmp_path / source).glob("*.safetensors")))
+        there = {name.removeprefix("model."): tensor for name, tensor in there.items() if not name.startswith("lm_head")}
+        assert part.keys() == there.keys()
+        assert all(torch.equal(part[name], tensor.half().float()) for name, tensor in there.items())
+    assert {name.split(".")[0] for name in file} == {"unet", "te", "vae"}
+    assert (
+        load_model(folder).model.state_dict().keys()
+        == published.from_published(
+            {name: tensor for name, tensor in file.items() if name.startswith("unet.")}, load_model(folder).model, source="f"
+        ).keys()
+    )
 
 
 def test_a_published_file_is_imported(written, capsys):
@@ -149,6 +203,10 @@ def test_adapters_are_merged_or_written_alone(tmp_path):
     assert len(alone) == sum("lora_" in name for name in model.state_dict())
     back = load_model("s/model.safetensors")
     assert back.run.lora.rank == 0
+    x, text = torch.randn(1, 3, 16, 16), torch.randn(1, 4, 12)
+    condition = Condition(text=text, position=model.position_map(full_view(16, 16, batch=1), (4, 4)), aspect=torch.zeros(1))
+    with torch.no_grad():
+        torch.testing.assert_close(back.model(x, x[:, 0, 0, 0], condition), model(x, x[:, 0, 0, 0], condition), rtol=0, atol=1e-6)
     assert all(torch.equal(back.model.state_dict()[name], tensor) for name, tensor in merged(model).state_dict().items())
 
 
@@ -162,6 +220,7 @@ def test_adapters_are_merged_or_written_alone(tmp_path):
         (["ckpt=r", "format=comfyui", "dtype=int8"], "dtype=int8: no such dtype"),
         (["ckpt=r", "format=diffusers", "parts=all"], "only format=comfyui takes it"),
         (["ckpt=r", "format=diffusers", "dtyp=fp16"], "did you mean 'dtype'"),
+        (["ckpt=r", "format=safetensors", "compare=a cat"], "compare=a cat: only format=diffusers has a pipeline"),
         (["ckpt=r", "format=diffusers", "model.dim=3"], "belongs to the trained run"),
     ],
 )

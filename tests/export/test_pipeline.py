@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hdm import torchvision_cpu
 from hdm.config.amend import amend
@@ -66,6 +68,21 @@ torch.save(pipe({PROMPTS!r}, seed=3, height=16, width=24, output_type="pt").imag
     expected = ours(folder, size=(16, 24), seed=3)
     assert expected.std() > 0.1
     torch.testing.assert_close(got, expected, rtol=0, atol=CLOSE)
+
+
+def test_the_command_shows_both_pictures_and_their_difference(written, monkeypatch, capsys):
+    folder = written("sampler=heun")  # of which the pipeline makes Euler
+    monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
+    export.command([f"ckpt={folder}", "format=diffusers", "out=pipe", *(f"compare={prompt}" for prompt in PROMPTS)])
+    path, said = capsys.readouterr().out.splitlines()[-2:]
+    assert said.startswith("largest difference of a pixel")
+    assert float(said.rpartition(" ")[2]) < CLOSE
+    shown = np.asarray(Image.open(path).convert("RGB"), float) / 255  # tiles of 16 pixels, shown six times as large
+    left, right = shown[4:100, 4:100], shown[4:100, 108:204]
+    expected = ours(folder, "sampler=euler", "sampler.steps=3")[0].permute(1, 2, 0).numpy()
+    assert abs(left[::6, ::6] - expected).max() <= 0.5 / 255 + CLOSE
+    assert abs(left - right).max() <= 1 / 255 + CLOSE
+    assert left.std() > 0.1
 
 
 @pytest.mark.parametrize("backbone", ["uvit", "dit", "mmdit"])

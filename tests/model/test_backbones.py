@@ -99,8 +99,7 @@ def test_mmdit_block_is_that_of_diffusers(last, qk_norm):
     c = theirs.norm1_context.linear(nn.functional.silu(time)).chunk(2 if last else 6, dim=1)
     by_name = {"attn": triple(*m[:3]), "mlp": triple(*m[3:])}
     by_name |= {"text_attn": triple(c[1], c[0], None)} if last else {"text_attn": triple(*c[:3]), "text_mlp": triple(*c[3:])}
-    modulation = {f"{ours.name}.{kind}": each for kind, each in by_name.items()}
-    got = ours(torch.cat([image, text], dim=1), layout(tokens=N + L), modulation)
+    got = ours(torch.cat([image, text], dim=1), layout(tokens=N + L), by_name)
     expected_text, expected = theirs(image, text, time)
     bound = 1e-8 if rms else 1e-10  # diffusers takes the mean square in float32
     near(got[:, :N], expected, bound)

@@ -10,7 +10,7 @@ from torch import nn
 
 from hdm.config.compose import compose
 from hdm.config.errors import ConfigError
-from hdm.model import Architecture, build
+from hdm.model import Architecture, Condition, build, full_view
 from hdm.train.adapters import adapted, merged, save_adapter, targets
 from hdm.train.checkpoint import load_model
 from hdm.train.loop import train
@@ -74,6 +74,26 @@ def filled(run, seed=1):
             if parameter.requires_grad:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=draw)
     return model
+
+
+@pytest.mark.parametrize("lines", [LORA, LOKR, [*LORA, "lora.alpha=3"]], ids="+".join)
+def test_merged_and_unmerged_networks_predict_the_same(nano, lines):
+    run = nano(*lines)
+    model = filled(run)
+    with torch.no_grad():
+        model.out.proj.weight.normal_(generator=torch.Generator().manual_seed(2), std=0.02)  # which begins near zero
+    draw = torch.Generator().manual_seed(3)
+    x, t = torch.randn(2, 3, 16, 16, generator=draw), torch.tensor([0.2, 0.7])
+    text = torch.randn(2, 5, 12, generator=draw)
+    condition = Condition(text=text, position=model.position_map(full_view(16, 16, batch=2), (4, 4)), aspect=torch.zeros(2))
+    with torch.no_grad():
+        frozen = build(Architecture.of(run), seed=run.seed)
+        frozen.out.load_state_dict(model.out.state_dict())
+        without, apart = frozen(x, t, condition), model(x, t, condition)
+        together = merged(model)(x, t, condition)
+    assert (apart - without).abs().max() > 1e-2  # the adapters say something
+    assert apart.abs().max() < 2
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [None, 3.0])

@@ -3,7 +3,10 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
+import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +81,25 @@ def test_a_truly_full_disk(tmp_path):
         assert latest(disk) == good
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_process_that_dies_while_it_writes_leaves_the_one_before(tmp_path):
+    """SIGKILL, as a power loss, when the first file of a checkpoint of 100 MB is on its way."""
+    program = "from test_checkpoint import Path, write\nwrite(Path(), 10)\nwrite(Path(), 20, size=25_000_000)"
+    here = Path(__file__).parent
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"}
+    )
+    partial = tmp_path / "checkpoints" / ".samples-000000020.partial"
+    while not (partial / "model.safetensors").exists():
+        assert writer.poll() is None
+        time.sleep(0.001)
+    writer.kill()
+    writer.wait()
+    assert not (partial / "state.json").exists()
+    assert latest(tmp_path).name == "samples-000000010"
+    write(tmp_path, 20)
+    assert names(tmp_path) == ["samples-000000010", "samples-000000020"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -72,6 +72,20 @@ def test_other_widths_than_the_stored_are_those_that_would_have_been_tracked(nan
     assert distance(tracked(trail, 0.07, 256), tracked(trail, 0.1, 256)) > 1e-3
 
 
+def test_widths_are_made_of_snapshots_from_several_stages(nano, tmp_path, trail):
+    """Batches of 4, then of 8, another size of images: one trajectory, and one row of snapshots."""
+    stages = [
+        "budget.steps=null", "stages.a.steps=32", "stages.a.crop.size=16",
+        "stages.b.steps=16", "stages.b.crop.size=20", "stages.b.train.batch_size=8",
+    ]  # fmt: skip
+    result = train(nano(*SNAPSHOTS, *stages), tmp_path / "run", Listener())
+    assert [samples for samples, _ in trail] == [*range(4, 129, 4), *range(136, 257, 8)]
+    assert names(tmp_path / "run")[9:12] == ["samples-000000120", "samples-000000136", "samples-000000144"]  # 132 lies in a step
+    for width, limit in ((0.07, 2e-4), (0.15, 3e-4)):
+        made = load_model(result.checkpoint, weights=f"ema:{width}")
+        assert distance(dict(made.model.named_parameters()), tracked(trail, width, 256)) < limit, width
+
+
 def test_a_snapshot_holds_the_averages_of_its_moment(nano, tmp_path, trail):
     train(nano("budget.steps=8", *SNAPSHOTS), tmp_path / "run", Listener())
     stored = load_file(tmp_path / "run" / "snapshots" / "samples-000000024.safetensors")

@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from squares import NANO, write_tar
 
@@ -26,6 +28,11 @@ RUN = [
     "budget.steps=6",
     "train.log_every=8",
     "train.validate_every=24",
+    "validation.samples=8",
+    "validation.batch_size=3",
+    "validation.whole=true",
+    "sampling.grid=3",
+    "sampler.steps=2",
 ]
 STEMS = ("model", "ema-power", "ema-decay", "optimizer")
 
@@ -74,12 +81,12 @@ def single(tmp_path_factory):
         heard = launch(1, folder / "run", port=29611)
         six = weights(folder / "run")
         launch(1, folder / "run", "budget.steps=9", port=29611)
-    return heard, six, weights(folder / "run", 72)
+    return heard, six, weights(folder / "run", 72), folder / "run"
 
 
 @pytest.mark.parametrize(("strategy", "port"), [("ddp", 29612), ("fsdp", 29613)])
 def test_two_processes_learn_what_one_learns_and_another_number_goes_on(single, shards, tmp_path, strategy, port):
-    (status, samples, heard), six, nine = single
+    (status, samples, heard), six, nine, _ = single
     folder = tmp_path / strategy
     halfway = launch(2, folder, f"parallel.strategy={strategy}", "budget.steps=3", port=port)
     assert halfway[:2] == ["finished", 24]
@@ -90,9 +97,28 @@ def test_two_processes_learn_what_one_learns_and_another_number_goes_on(single, 
         after = {samples: value for samples, value in heard[key].items() if int(samples) > 24}
         assert both[2][key] == pytest.approx(after, rel=1e-4), key
     assert list(both[2]["cost/flops"].values())[-1] == list(heard["cost/flops"].values())[-1]
+    for said, devices in ((heard, 1), (both[2], 2)):  # GPU-hours are those of all, images per second too
+        seconds = {int(samples): value for samples, value in said["cost/seconds"].items()}
+        for samples, hours in said["cost/gpu_hours"].items():
+            assert hours == pytest.approx(devices * seconds[int(samples)] / 3600)
+        first, last = sorted(seconds)[-2:]
+        assert said["speed/images_per_second"][str(last)] == pytest.approx((last - first) / (seconds[last] - seconds[first]))
 
     launch(1, folder, "budget.steps=9", port=port)  # what two began, one goes on with
     assert apart(nine, weights(folder, 72)) < 2e-4
+
+
+def test_processes_share_out_validation_and_pictures_and_wait_for_each_other(single, shards, tmp_path, monkeypatch):
+    """Equal weights are measured to the same bits by any number; each stage begins with the checkpoint of the one before."""
+    (_, _, heard), _, _, alone = single
+    stages = ["budget.steps=null", "stages.a.steps=2", "stages.b.steps=2", "stages.b.crop.size=20", "stages.c.steps=1"]
+    monkeypatch.setenv("SLOW_DISK", "1")
+    status, samples, both = launch(3, tmp_path / "three", *stages, "train.batch_size=6", port=29640)
+    assert [status, samples, both["train/stage"]["24"]] == ["finished", 30, 1.0]
+    for key in ("val/loss", "val/loss_whole"):
+        assert both[key]["0"] == heard[key]["0"]
+    one, three = (np.asarray(Image.open(f / "samples/samples-000000000.png"), float) for f in (alone, tmp_path / "three"))
+    assert abs(one - three).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,41 @@ def test_a_run_goes_on_without_its_source(source, nano, listener, tmp_path):
         assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 
+@pytest.mark.parametrize("adapters", [[], ["lora.rank=2", "optimizer.lr=2.0"]], ids=["whole", "lora"])
+def test_fine_tuning_in_stages(source, nano, listener, tmp_path, adapters):
+    """The first stage begins with the source's weights, each later one with those of the stage before, also when resumed."""
+    stages = [
+        "budget.steps=null", "train.keep_checkpoints=9", "train.checkpoint_every=8",
+        "stages.a.steps=3", "stages.a.crop.size=16", "stages.b.steps=3", "stages.b.crop.size=20", "stages.b.train.batch_size=8",
+        "stages.c.steps=2", "stages.c.optimizer.lr=1e-30", "stages.c.optimizer.weight_decay=0",
+    ]  # fmt: skip
+    run = nano(f"init_from={source}", *adapters, *stages)
+    train(run, tmp_path / "whole", listener)
+    begun, expected = stored(tmp_path / "whole", "model", 0), stored(source, "ema-power")
+    plain = {name.replace(".base_layer", ""): tensor for name, tensor in begun.items() if ".lora_" not in name}
+    assert all(torch.equal(plain[name], tensor) for name, tensor in expected.items())
+    assert len(plain) == len(expected)
+    a, b, c = (stored(tmp_path / "whole", "model", samples) for samples in (12, 36, 44))
+    trained = {name for name in begun if not adapters or ".lora_" in name}
+    assert all(not torch.equal(a[name], begun[name]) and not torch.equal(b[name], a[name]) for name in trained)
+    assert all(torch.equal(c[name], tensor) for name, tensor in b.items())
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")  # as if killed in the second stage
+    for samples in (36, 40, 44):
+        shutil.rmtree(checkpoint(tmp_path / "broken", samples))
+    shutil.rmtree(source)
+    train(run, tmp_path / "broken", listener)
+    assert listener.rewound == [12, 36, 28, 36]  # each stage begins with a checkpoint
+    for stem in ("model", "ema-power", "optimizer"):
+        whole, again = (stored(tmp_path / name, stem, 44) for name in ("whole", "broken"))
+        assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+def test_a_stage_has_no_source_of_its_own(nano):
+    with pytest.raises(ConfigError, match=r"stages\.b\.init_from=x: is the same in all stages; set init_from for the whole run"):
+        nano("budget.steps=null", "stages.a.steps=1", "stages.b.steps=1", "stages.b.init_from=x")
+
+
 def test_every_form_of_the_source_gives_the_same_network(source, nano):
     """Run folder, checkpoint, exported file."""
     loaded = load_model(source)
