@@ -309,6 +309,7 @@ def _report(sweep: Sweep, states: Mapping[str, tuple[str, str]], log: EventLog) 
     """Rank, print, and keep with the sweep's own run."""
     from rich.console import Console
 
+    from hdm.launch.noise import noise_floor
     from hdm.launch.ranking import Ranking, Row, count_parameters
 
     finished = [arm for arm in sweep.arms if states[arm.label][0] == "finished"]
@@ -318,13 +319,15 @@ def _report(sweep: Sweep, states: Mapping[str, tuple[str, str]], log: EventLog) 
         print("no arm was made")
         return
     options = sweep.options
-    ranking = Ranking(rows, metric=options.metric, direction=options.direction.name, baseline=options.baseline, alpha=options.alpha)
+    noise, why = noise_floor(sweep)
+    judging = {"direction": options.direction.name, "baseline": options.baseline, "alpha": options.alpha, "noise": noise}
+    ranking = Ranking(rows, metric=options.metric, **judging)
     width = None if sys.stdout.isatty() else 200
     Console(highlight=False, width=width).print(ranking.table())
     for row in rows:
         if row.status == "failed":
             print(f"failed: {row.arm.label}: {row.reason}")
-    if problem := ranking.missing():
+    for problem in filter(None, (ranking.missing(), why)):
         print(problem)
     for path in ranking.write(sweep.folder):
         log.artifact(path)
