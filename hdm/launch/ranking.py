@@ -71,7 +71,8 @@ class Ranking:
     ) -> None:
         self.rows, self.metric, self.alpha, self.noise = list(rows), metric, alpha, noise
         self.baseline = baseline or next((row.arm.setting for row in rows), "")
-        self._sign = 1.0 if direction == "minimize" else -1.0
+        self.minimize = direction == "minimize"
+        self._sign = 1.0 if self.minimize else -1.0
         settings: dict[str, list[Row]] = {}
         for row in rows:
             settings.setdefault(row.arm.setting, []).append(row)
@@ -112,7 +113,7 @@ class Ranking:
                 values[row.arm.run.seed] = value
         others = {name: values for name, values in groups.items() if name != self.baseline}
         base = groups.get(self.baseline, {})
-        return compare(base, others, minimize=self._sign > 0, alpha=self.alpha, noise=self.noise)
+        return compare(base, others, minimize=self.minimize, alpha=self.alpha, noise=self.noise)
 
     def band(self) -> float:
         """Half the width of the noise band of a difference between two settings; 0 without an A/A sweep."""

@@ -205,7 +205,7 @@ def _noise_floor(noise: SweepRecord | None, metric: str) -> NoiseFloor | None:
     floor = NoiseFloor.of({label: Setting(label=label, arms=arms).finite(metric) for label, arms in noise.settings.items()})
     if floor is None:
         raise HdmError(
-            f"noise_floor={noise.name}: it has {metric} for no two arms that can be compared; run it to its end, or drop noise_floor="
+            f"noise_floor={noise.name}: it has {metric} for no two arms to compare; run it to its end, or drop noise_floor="
         )
     return floor
 
