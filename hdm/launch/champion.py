@@ -18,8 +18,8 @@ ALIAS = "champion"
 def crown(sweep: "Sweep", ranking: "Ranking") -> list[str]:
     """Point the alias at the best run of the leading setting; return the line that says so, [] where there is none.
 
-    The registered model has the sweep's name. A version names its run; the weights stay in the run's folder, which it names too: they
-    are too large to be sent for every sweep.
+    The registered model has the sweep's name. A version names its run and the run's folder, where the weights stay: they are too
+    large to be sent for every sweep.
     """
     uri, row = resolve(sweep.run.track.uri), _chosen(ranking)
     if uri is None or row is None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from hdm.launch.arm import setting_tag, sweep_tag
 from hdm.launch.pictures import FILE
-from hdm.track.events import read, redact
+from hdm.track.events import redact
 from hdm.track.mlflow import Shipper
 from hdm.track.replica import reason, say
 from hdm.track.saved_view import SavedView, tried
@@ -62,5 +62,5 @@ def _keys(axis: str, sweep: "Sweep") -> list[str]:
 
 def _last_picture(sweep: "Sweep") -> int:
     """The step of the last sample grid that any arm drew; 0 without one."""
-    events = (event for arm in sweep.arms for event in read(arm.folder) if event.type == "image")
-    return max((event.data["samples"] for event in events if event.data["key"] == "samples/grid"), default=0)
+    grids = (path.stem for arm in sweep.arms for path in (arm.folder / "samples").glob("samples-*.png"))
+    return max((int(stem.partition("-")[2]) for stem in grids), default=0)

@@ -1,6 +1,6 @@
 """The page of a sweep, from MLflow alone: what was compared, what it came to, how sure that is, what it cost.
 
-usage: python -m hdm.report sweep=NAME [uri=URI] [baseline=SETTING] [metric=NAME] [noise_floor=SWEEP] [out=FOLDER] [--no-log] [--open]
+usage: python -m hdm.report sweep=NAME [KEY=VALUE ...] [--open] [--no-log]
 
   python -m hdm.report sweep=merge-seed-1f0c77ab                          reports/NAME/index.html, tables, figures
   python -m hdm.report sweep=NAME uri=http://127.0.0.1:5000               from another server

@@ -1,7 +1,7 @@
 """A saved view of MLflow's run comparison: which runs, grouped how, which charts. One experiment tag holds it.
 
-MLflow documents no format. This one was read off views that its own UI had saved, and is written for the versions it was tried with in
-a browser (tests/browser); for others there is none, and people get the plain link.
+MLflow documents no format. This one is what its UI keeps itself, and is written for the versions that it was tried with in a browser
+(tests/browser); for others there is none, and people get the plain link.
 """
 
 import base64

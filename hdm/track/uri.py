@@ -139,7 +139,7 @@ def link(uri: str, experiment: str, **view: Any) -> list[str]:
 
 
 def fragment(experiment: str, *, search: str = "", metric: str = "val/loss", ascending: bool = True, view: str = "") -> str:
-    """What follows a server's address to open the charts of an experiment: as `view`, a saved one, has them, or with what is said here.
+    """What follows a server's address to open the charts of an experiment, as `view`, a saved one, has them, or as is said here.
 
     `search` is MLflow's filter over runs, such as ``tags.`hdm.sweep.1f0c` = 'arm'``. The runs are ordered by `metric`, also because
     MLflow folds child runs under their parent, and leaves them out of the charts, as long as the order is by time.
