@@ -1,4 +1,4 @@
-"""The sweep's pictures as a table of MLflow, with the sweep's own run: rows are captions, columns are settings, all of one noise."""
+"""The sweep's pictures as a table of MLflow, with the sweep's own run: rows are captions, columns settings, all of one noise."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A saved view of MLflow's run comparison: which runs, grouped how, which charts. One experiment tag holds it.
 
-MLflow documents no format. This one is what its UI keeps itself, and is written for the versions that it was tried with in a browser
+MLflow documents no format. This one is what its UI keeps itself. It is written for the versions that it was tried with in a browser
 (tests/browser); for others there is none, and people get the plain link.
 """
 

@@ -1,5 +1,5 @@
-"""A real sweep on a real server, as people look at it: saved view, pictures, champion, report; all but the run folders' files is from
-the server. With HDM_SCREENSHOTS=FOLDER the browser leaves what it saw there."""
+"""A real sweep on a real server, as people look at it: saved view, pictures, champion, report, with the run folders gone.
+With HDM_SCREENSHOTS=FOLDER the browser leaves there what it saw."""
 
 import json
 import os
