@@ -228,10 +228,14 @@ class Ranking:
 
 
 def count_parameters(arms: Sequence[Arm]) -> Mapping[str, int]:
-    """Trainable parameters of every arm's network by label, counted on the meta device."""
+    """Trainable parameters of every arm's network by label, counted on the meta device once for each setting."""
     from hdm.model import Architecture, build
 
-    return {arm.label: sum(p.numel() for p in build(Architecture.of(arm.run), seed=None).parameters()) for arm in arms}
+    counts: dict[str, int] = {}
+    for arm in arms:
+        if arm.setting not in counts:
+            counts[arm.setting] = sum(p.numel() for p in build(Architecture.of(arm.run), seed=None).parameters())
+    return {arm.label: counts[arm.setting] for arm in arms}
 
 
 def _status(group: Sequence[Row]) -> str:
