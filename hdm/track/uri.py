@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hdm.config.errors import TrackingError
 from hdm.files import locked, replacing
@@ -126,22 +126,36 @@ def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
     return str(found.experiment_id)
 
 
-def link(uri: str, experiment: str, *, search: str = "", metric: str = "val/loss", ascending: bool = True) -> list[str]:
-    """The lines that tell how to look at runs: a command when no server runs there yet, and the address, which opens on the charts.
+def link(uri: str, experiment: str, **view: Any) -> list[str]:
+    """The lines that tell how to look at runs: a command when no server runs there yet, and the address of `fragment`."""
+    port = 5000
+    page = fragment(experiment, **view)
+    if uri.startswith("http"):
+        return [f"MLflow: {redact(uri)}{page}"]
+    server = server_command(redact(uri), port)
+    if not server:
+        return [f"MLflow: experiment {experiment} at {redact(uri)}"]
+    return [f"MLflow: {shlex.join(server)}", f"then:   http://127.0.0.1:{port}{page}"]
+
+
+def fragment(experiment: str, *, search: str = "", metric: str = "val/loss", ascending: bool = True, view: str = "") -> str:
+    """What follows a server's address to open the charts of an experiment, as `view`, a saved one, has them, or as is said here.
 
     `search` is MLflow's filter over runs, such as ``tags.`hdm.sweep.1f0c` = 'arm'``. The runs are ordered by `metric`, also because
     MLflow folds child runs under their parent, and leaves them out of the charts, as long as the order is by time.
     """
-    port = 5000
     query = {"searchFilter": search} if search else {}
     query |= {"orderByKey": f"metrics.`{metric}`", "orderByAsc": str(ascending).lower()}
+    if view:
+        query = {"viewStateShareKey": view}
     query |= {"workflowType": "machine_learning", "compareRunsMode": "CHART"}  # it opens in its GenAI view otherwise
-    fragment = f"/#/experiments/{experiment}/runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
-    if uri.startswith("http"):
-        return [f"MLflow: {redact(uri)}{fragment}"]
+    return f"/#/experiments/{experiment}/runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
+
+
+def server_command(uri: str, port: int) -> list[str]:
+    """What serves the database at `uri` on this machine; [] for one that is elsewhere."""
     root = artifact_root(uri)
     if root is None:
-        return [f"MLflow: experiment {experiment} at {redact(uri)}"]
-    server = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", redact(uri)]
-    server += ["--artifacts-destination", str(root)]
-    return [f"MLflow: {shlex.join(server)}", f"then:   http://127.0.0.1:{port}{fragment}"]
+        return []
+    server = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
+    return [*server, "--artifacts-destination", str(root)]
