@@ -136,7 +136,9 @@ class Campaign:
     def active(self) -> bool:
         """Whether anything is running or will be."""
         busy = ("running",) if self.stopping else ("running", "waiting")
-        return any(status in busy for status, _ in self.states.values())
+        if any(status in busy for status, _ in self.states.values()):
+            return True
+        return not self.stopping and self.explorer is not None and self.explorer.waits()
 
     def stop(self) -> None:
         """Let the running arms save and leave; start no others."""
@@ -167,7 +169,7 @@ class Campaign:
                 self._end(arm, "finished", "")
             elif kept.get("status") == "pruned" or (kept.get("status") == "failed" and not self.sweep.options.retry_failed):
                 self._end(arm, kept["status"], kept["reason"])
-            elif job is not None and not job.done():
+            elif job is not None and not (job.done() and self.sweep.options.retry_failed):  # else how it ended is still to be heard
                 self.jobs[arm.label], self.states[arm.label] = job, ("running", "")
 
     def _submit(self) -> None:
