@@ -168,7 +168,7 @@ class Trials:
                 patiently(partial(trial.set_user_attr, "owner", self.owner))
             except UpdateFinishedTrialError:  # the database was away for so long that others gave it up
                 continue
-            if self._count(before=trial.number) < self.limit:
+            if trial.number < self.limit or self._count(before=trial.number) < self.limit:
                 return trial
             self._end(trial.number, None, "superfluous")  # another launcher took the last one at the same time
         self._enough = time.monotonic()
