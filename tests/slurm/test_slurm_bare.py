@@ -14,7 +14,7 @@ ENDLESS = ["budget.samples=1000000", "train.checkpoint_every=4000", "train.valid
 def test_a_cancelled_arm_one_without_memory_and_one_at_its_time_limit(bare, shards, tmp_path):
     """The third is queued again by Slurm's own clock, whose smallest unit is a minute, and goes on with what it saved."""
     cancelled, limited, large = (f"model.mlp_dim={n}" for n in (32, 48, 2_000_000))
-    limits = ["launcher.minutes=1", "launcher.grace=20", "launcher.memory_gb=1"]
+    limits = ["launcher.minutes=2", "launcher.grace=60", "launcher.memory_gb=1"]
     process = start(bare, *ENDLESS, "model.mlp_dim=32,48,2000000", *limits)
     wait_until(lambda: seen(tmp_path / folder_of(*ENDLESS, cancelled), 4), process)
     jobs = jobs_of(tmp_path)
