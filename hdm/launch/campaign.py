@@ -24,11 +24,11 @@ from hdm.launch.options import Cluster, Search, SweepOptions
 from hdm.launch.search import Explorer
 from hdm.launch.study import Study
 from hdm.track import environment
-from hdm.track.events import EventLog
+from hdm.track.events import EventLog, redact
 from hdm.track.mlflow import Shipper
 from hdm.track.replay import sync
 from hdm.track.replica import reason, say
-from hdm.track.uri import connect, resolve
+from hdm.track.uri import alone, connect, resolve
 
 _POLL = 0.5  # seconds
 _GRACE = 120.0  # seconds for interrupted arms to save
@@ -62,8 +62,9 @@ def execute(sweep: Sweep) -> int:
     run = sweep.run
     sweep.folder.mkdir(parents=True, exist_ok=True)
     busy = f"{sweep.folder}: another launcher runs this sweep; wait for it or stop it"
-    with locked(sweep.folder / "lock", busy=busy):
+    with locked(sweep.folder / "lock", busy=busy), contextlib.ExitStack() as held:
         campaign = Campaign(sweep)
+        held.enter_context(_undivided(sweep))
         shipper = Shipper(sweep.folder, uri=run.track.uri, experiment=run.track.experiment, run_name=sweep.name)
         log = EventLog(sweep.folder)
         log.params(_params(sweep))
@@ -87,6 +88,15 @@ def execute(sweep: Sweep) -> int:
     if interrupted:
         print(f"interrupted; go on with: {sweep.command}")
     return 130 if interrupted else 1 if failed else 0
+
+
+def _undivided(sweep: Sweep) -> contextlib.AbstractContextManager[None]:
+    """A grid whose study is in a database has one launcher at a time, wherever it is; those of a search share its trials."""
+    storage = sweep.options.storage
+    if storage is None or sweep.options.search is not Search.grid:
+        return contextlib.nullcontext()
+    busy = f"storage={redact(storage)}: another launcher runs this sweep; wait for it, or give each a part, such as other seeds"
+    return alone(storage, task=sweep.name, busy=busy)
 
 
 class Campaign:

@@ -1,7 +1,10 @@
 import optuna
+import pytest
 import sqlalchemy
 
+from hdm.config.errors import HdmError
 from hdm.launch.study import Study, Trials, open_study
+from hdm.track.uri import alone
 
 AXES = {"merge": ["cross", "concat"], "seed": ["0", "1"]}
 
@@ -101,3 +104,14 @@ def test_what_failed_by_itself_counts_and_is_not_tried_again(tmp_path):
     trials.tell(trials.ask().number, None)
     assert shared(tmp_path, "there", limit=1).ask() is None
     assert [t.number for t in trials.mine()] == [0]
+
+
+def test_a_grid_has_one_launcher_wherever_it_is(tmp_path):
+    uri = f"sqlite:///{tmp_path}/study.db"
+    with alone(uri, task="merge-1", busy="taken"):
+        with alone(uri), alone(uri, task="merge-2", busy="taken"):
+            pass
+        with pytest.raises(HdmError, match="taken"), alone(uri, task="merge-1", busy="taken"):
+            pass
+    with alone(uri, task="merge-1", busy="taken"):
+        pass

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -14,8 +15,10 @@ from mlflow import MlflowClient
 from tiny_run import TINY, write_shards
 from work import WORKERS
 
+from hdm.config.errors import HdmError
 from hdm.config.lines import REPOSITORY
 from hdm.track.replay import sync
+from hdm.track.uri import alone
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
@@ -59,6 +62,9 @@ def test_eight_workers_and_a_server_that_restarts(database, tmp_path, each):
 
 def test_two_launchers_of_one_search_and_one_is_killed(database, tmp_path):
     """The trial that it leaves behind is noticed by the other and run again, and no arm runs twice."""
+    grid = partial(alone, f"{database.uri}/optuna", busy="taken")  # which has one launcher
+    with grid(task="merge-1"), grid(task="merge-2"), pytest.raises(HdmError, match="taken"), grid(task="merge-1"):
+        pass
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()

@@ -1,6 +1,7 @@
 """A real Slurm of two nodes on this machine, with and without accounting; see up.sh."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,15 @@ class Cluster:
     def jobs(self, state: str = "all") -> list[str]:
         """Ids of the jobs in `state`."""
         return self.ask("squeue", "-h", "-r", "-t", state, "-o", "%i").split()
+
+    def minutes(self, job: str) -> int:
+        """Whole minutes for which `job` has run."""
+        (found,) = re.findall(r"RunTime=00:(\d\d):", self.ask("scontrol", "show", "job", job))
+        return int(found)
+
+    def limit(self, job: str, minutes: int) -> None:
+        """Give `job` another time limit."""
+        self.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
 
     def restarts(self, job: str) -> int:
         text = self.ask("scontrol", "show", "job", job)

@@ -25,7 +25,7 @@ def start(cluster, *arguments):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 
@@ -34,7 +34,7 @@ def folder_of(*overrides):
     return f"{run.out}/{run_name(run)}"
 
 
-def wait_until(condition, process, seconds=180):
+def wait_until(condition, process, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stdout.read()

@@ -10,7 +10,7 @@ from hdm.config.compose import compose
 from hdm.run import execute
 from hdm.track.events import read, series
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
 def weights(folder):
