@@ -25,11 +25,11 @@ from hdm.launch.search import Explorer
 from hdm.launch.study import Study
 from hdm.track import environment
 from hdm.track.browse import browse
-from hdm.track.events import EventLog
+from hdm.track.events import EventLog, redact
 from hdm.track.mlflow import Shipper
 from hdm.track.replay import sync
 from hdm.track.replica import reason, say
-from hdm.track.uri import connect, fragment, resolve
+from hdm.track.uri import alone, connect, fragment, resolve
 
 if TYPE_CHECKING:
     from hdm.launch.ranking import Ranking
@@ -69,8 +69,9 @@ def execute(sweep: Sweep, *, show: bool = False) -> int:
     run = sweep.run
     sweep.folder.mkdir(parents=True, exist_ok=True)
     busy = f"{sweep.folder}: another launcher runs this sweep; wait for it or stop it"
-    with locked(sweep.folder / "lock", busy=busy):
+    with locked(sweep.folder / "lock", busy=busy), contextlib.ExitStack() as held:
         campaign = Campaign(sweep)
+        held.enter_context(_undivided(sweep))
         shipper = Shipper(sweep.folder, uri=run.track.uri, experiment=run.track.experiment, run_name=sweep.name)
         log = EventLog(sweep.folder)
         log.params(_params(sweep))
@@ -99,6 +100,15 @@ def execute(sweep: Sweep, *, show: bool = False) -> int:
     if show and experiment:
         browse(uri, fragment(experiment, **page))
     return 130 if interrupted else 1 if failed else 0
+
+
+def _undivided(sweep: Sweep) -> contextlib.AbstractContextManager[None]:
+    """A grid whose study is in a database has one launcher at a time, wherever it is; those of a search share its trials."""
+    storage = sweep.options.storage
+    if storage is None or sweep.options.search is not Search.grid:
+        return contextlib.nullcontext()
+    busy = f"storage={redact(storage)}: another launcher runs this sweep; wait for it, or give each a part, such as other seeds"
+    return alone(storage, task=sweep.name, busy=busy)
 
 
 class Campaign:
@@ -148,7 +158,9 @@ class Campaign:
     def active(self) -> bool:
         """Whether anything is running or will be."""
         busy = ("running",) if self.stopping else ("running", "waiting")
-        return any(status in busy for status, _ in self.states.values())
+        if any(status in busy for status, _ in self.states.values()):
+            return True
+        return not self.stopping and self.explorer is not None and self.explorer.waits()
 
     def stop(self) -> None:
         """Let the running arms save and leave; start no others."""
@@ -179,7 +191,7 @@ class Campaign:
                 self._end(arm, "finished", "")
             elif kept.get("status") == "pruned" or (kept.get("status") == "failed" and not self.sweep.options.retry_failed):
                 self._end(arm, kept["status"], kept["reason"])
-            elif job is not None and not job.done():
+            elif job is not None and not (job.done() and self.sweep.options.retry_failed):  # else how it ended is still to be heard
                 self.jobs[arm.label], self.states[arm.label] = job, ("running", "")
 
     def _submit(self) -> None:

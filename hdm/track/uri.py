@@ -1,5 +1,6 @@
 """Where runs are sent: the tracking URI, a database that is safe to create, and the link that opens the right view."""
 
+import hashlib
 import logging
 import os
 import shlex
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdm.config.errors import TrackingError
+from hdm.config.errors import HdmError, TrackingError
 from hdm.files import locked, replacing
 from hdm.track.events import redact
 
@@ -89,19 +90,26 @@ def connect(uri: str) -> "MlflowClient":
 
 
 @contextmanager
-def alone(uri: str) -> Iterator[None]:
-    """Hold the lock of the database at `uri`: of a file beside an SQLite file, of PostgreSQL itself; other databases have none."""
+def alone(uri: str, *, task: str = "", busy: str | None = None) -> Iterator[None]:
+    """Hold the lock of `task` at the database `uri`: of a file beside an SQLite file, of PostgreSQL itself; others have none.
+
+    When another process holds it: waits, or raises HdmError with the message `busy`.
+    """
     if uri.startswith("sqlite") and (path := sqlite_path(uri)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(path.name + ".lock")):
+        with locked(path.with_name(f"{path.name}{task and f'.{task}'}.lock"), busy=busy):
             yield
     elif uri.startswith("postgresql"):
         import sqlalchemy
 
+        key = int.from_bytes(hashlib.blake2b(task.encode(), digest_size=8).digest(), signed=True) if task else _LOCK
         engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         with engine.connect() as connection:  # the lock ends with the connection, however this process ends
-            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_LOCK})"))
+            call = "pg_try_advisory_lock" if busy else "pg_advisory_lock"
+            held = connection.execute(sqlalchemy.text(f"SELECT {call}({key})")).scalar()
             connection.commit()
+            if busy and not held:
+                raise HdmError(busy)
             yield
     else:
         yield
