@@ -27,14 +27,15 @@ from rich.console import Console
 from torch import Tensor
 
 from eval.distribution import measure
-from eval.features import efficientnet, features
+from eval.extractor import named
+from eval.features import features
 from eval.frechet import Gaussian, Moments, frechet
 from eval.kernel import gaussian, mmd, polynomial
 from eval.measure import Drawn
 from eval.samples import CaptionedImages, open_split, read_images
 from hdm import cli
 from hdm.config.compose import compose
-from hdm.config.schema import Features, RunConfig
+from hdm.config.schema import RunConfig
 from hdm.pictures import to_image
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def ours(run: RunConfig, first: Tensor, second: Tensor, cache: Path) -> dict[str
     run.cache = str(cache)
     real = CaptionedImages(pixels=second, views=torch.zeros(len(second), 6), captions=["x"] * len(second))
     drawn = Drawn(run=run, real=real, images=first, device=CPU, console=Console(quiet=True))
-    return measure(drawn, extractor=Features.efficientnet, kinds=("fid", "kid", "prdc")).values
+    return measure(drawn, features="efficientnet", kinds=("fid", "kid", "prdc")).values
 
 
 def theirs(folders: list[Path], count: int, weights: Path) -> dict[str, float]:
@@ -99,7 +100,7 @@ def equality(
     from torchmetrics.image.fid import _compute_fid
     from torchmetrics.image.kid import poly_mmd
 
-    extractor = efficientnet(RunConfig().eval)
+    extractor = named("efficientnet", RunConfig().eval)
     x, y = (features(p, extractor, cache=cache, device=CPU, title="") for p in (first, second))
     rows = [
         ("FID", own["fid/efficientnet"], "torch-fidelity's command line", cli_values["frechet_inception_distance"]),
@@ -152,7 +153,7 @@ def command(arguments: list[str]) -> None:
     images = read_images(run, open_split(run, "train"), 2 * samples)
     pixels = torch.cat(list(images.pictures.parts()))
     first, second = pixels[::2].contiguous(), pixels[1::2].contiguous()
-    weights = efficientnet(run.eval).weights
+    weights = named("efficientnet", run.eval).weights
     times: dict[str, list[float]] = {"torch-fidelity": [], "ours": []}
     with tempfile.TemporaryDirectory() as home:
         folders = [Path(home) / name for name in ("a", "b")]

@@ -51,6 +51,16 @@ class Curve:
         """The point with the best value of metric `name`."""
         return _BY[by][1](self.points, key=lambda point: point.values[name])
 
+    def open_end(self, name: str, by: str) -> str:
+        """The end of the grid that the best point is, such as "4, the largest"; "" when worse ones lie on either side.
+
+        Scale 0, where captions do nothing, is no open end.
+        """
+        scale, scales = self.best(name, by).scale, [point.scale for point in self.points]
+        if scale == max(scales):
+            return f"{scale:g}, the largest"
+        return f"{scale:g}, the least" if scale == min(scales) and scale > 0 else ""
+
     def at_default(self) -> Point:
         """The point of the run's own scale."""
         return next(point for point in self.points if point.scale == self.default)
@@ -116,6 +126,13 @@ def show(curves: Sequence[Curve], by: str, path: Path) -> None:
         for word, point in (("default", each.at_default()), ("best", each.best(judged, by))):
             table.add_row(each.label, word, f"{point.scale:g}", *(f"{point.values[name]:.4g}" for name in columns))
     Console(soft_wrap=True).print(table)
+    for each in curves:
+        if end := each.open_end(judged, by):
+            Console(stderr=True, soft_wrap=True).print(
+                f"[bold yellow]{each.label}: the best scale by {judged} is {end} of the grid, so a better one may lie beyond;"
+                " widen guidance_grid=\\[...][/]",
+                highlight=False,
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     _figure(curves, names, path)
     write_json(path.with_suffix(".json"), {"by": judged, "curves": [dataclasses.asdict(each) for each in curves]})

@@ -9,7 +9,8 @@ Images are cut to squares, whatever the crop that a run trains on. `validation.w
 whole, each in its own aspect ratio.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,14 +76,18 @@ class Validation:
         return {name: value.item() for name, value in metrics.items()}
 
     @torch.no_grad()
-    def losses(self, model: Backbone, *, unconditional: bool = False, whole: bool = False) -> Float[Tensor, "S T"]:
-        """The loss of every held-out image at every timestep, float64 on the CPU."""
+    def losses(
+        self, model: Backbone, *, unconditional: bool = False, whole: bool = False, move: Callable[[Tensor], Tensor] | None = None
+    ) -> Float[Tensor, "S T"]:
+        """The loss of every held-out image at every timestep, float64 on the CPU. `move` changes the position maps (B, N, 2)."""
         was_training = model.training
         model.eval()
         low = self.run.train.precision is Precision.bf16
         rows = []
         for images in self._encoded(model, whole):
             condition = images.unconditional if unconditional else images.condition
+            if move is not None:
+                condition = dataclasses.replace(condition, position=move(condition.position))
             columns = []
             for k, t in enumerate(self.timesteps):
                 noise = rng.normal(_SEED, f"validation/noise/{k}", images.index, images.latents.shape[1:])

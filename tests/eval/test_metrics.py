@@ -61,7 +61,9 @@ def test_images_are_drawn_once_for_all_metrics(trained, monkeypatch):
     first = evaluate(trained, ["fid"])
     monkeypatch.setattr("hdm.diffusion.generate.Generator.images", refuse)
     assert evaluate(trained, ["fid"]) == first
-    assert set(evaluate(trained, ["clip"])) == {f"alignment/ridge_minilm{part}" for part in ("", "_r5", "_real", "_r5_real")}
+    assert set(evaluate(trained, ["clip"])) == {
+        f"alignment/ridge_minilm{part}{suffix}" for part in ("", "_i2t_r5", "_t2i_r5") for suffix in ("", "_real")
+    }
     with pytest.raises(AssertionError, match="drawn again"):
         evaluate(trained, ["fid"], overrides=["sampler.steps=3"])
 
@@ -130,7 +132,7 @@ def test_fewer_held_out_images_than_asked_for_is_said(trained, capsys):
     ("arguments", "error", "words"),
     [
         ({"overrides": ["eval.samples=8"]}, ConfigError, r"eval.samples=8: is too few; ask for 16 or more"),
-        ({"metrics": ["fdi"]}, ConfigError, r"no metric 'fdi'; did you mean 'fid'\?"),
+        ({"metrics": ["prcd"]}, ConfigError, r"no metric 'prcd'; did you mean 'prdc'\?"),
         ({"overrides": ["merge=add"]}, ConfigError, "merge=add: belongs to the trained run"),
         ({"overrides": ["sampler.step=3"]}, ConfigError, "did you mean 'sampler.steps'"),
         ({"weights": "best"}, ConfigError, r"weights=best: no such weights \(options: ema"),
@@ -184,9 +186,10 @@ def test_help_is_quick_and_needs_no_torch(module):
 
 def test_help_names_every_choice():
     from eval import clip, fid
-    from hdm.config.schema import Alignment, Features
+    from eval.extractor import EXTRACTORS
+    from hdm.config.schema import Alignment
 
-    assert " | ".join(Features) in fid.__doc__
+    assert " | ".join(["auto", *EXTRACTORS.names()]) in fid.__doc__
     assert " | ".join(Alignment) in clip.__doc__
 
 
