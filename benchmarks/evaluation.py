@@ -1,13 +1,11 @@
 """Evaluation against independent implementations on the same images: equal numbers, and how long each takes.
 
-usage: python benchmarks/evaluation.py [samples=256] [rounds=3] [size=32] [KEY=VALUE ...]
-
-Needs `pip install clean-fid torchmetrics` besides the dev extra.
+usage: python benchmarks/evaluation.py [samples=256] [rounds=3] [size=32] [only=trace] [KEY=VALUE ...]
 
 Two folders of real images are written as PNG and measured by torch-fidelity's own command line (`fidelity --fid --kid --prc`,
 its process and all) and by ours, in turn (A B A B …), with the carried EfficientNet-Lite0 and no cached features. The first
 table compares every number with an independent implementation; the second has the median times and their ratio; the third the
-Fréchet trace alone at 1280 and 2048 dimensions.
+Fréchet distance of covariances alone at 768, 1280 and 2048 dimensions, against scipy's sqrtm and torch-fidelity in turn.
 """
 
 import json
@@ -131,24 +129,65 @@ def equality(
     return rows
 
 
-def trace_times(d: int) -> tuple[float, float, float]:
-    """Seconds of ours and of torch-fidelity's trace, and the relative difference of the distances."""
+def trace_times(d: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """By implementation, ours first: median seconds of the distance from means and covariances, and the relative difference."""
+    import scipy.linalg
     from torch_fidelity.metric_fid import fid_statistics_to_metric
 
     draw = np.random.default_rng(0)
     mix = np.logspace(0, -2, d)
-    moments = [Moments.of([draw.standard_normal((d + 200, d)) * mix + shift]) for shift in (0.0, 0.05)]
-    began = time.perf_counter()
-    own = frechet(*(Gaussian.of_moments(m) for m in moments))
-    between = time.perf_counter()
-    other = fid_statistics_to_metric(*({"mu": m.mean, "sigma": m.covariance} for m in moments), False)["frechet_inception_distance"]
-    return between - began, time.perf_counter() - between, abs(own - other) / other
+    a, b = (Moments.of([draw.standard_normal((d + 200, d)) * mix + shift]) for shift in (0.0, 0.05))
+    pair, sides = (a.covariance, b.covariance), [{"mu": m.mean, "sigma": m.covariance} for m in (a, b)]
+
+    def by_sqrtm() -> float:
+        return float(((a.mean - b.mean) ** 2).sum() + np.trace(sum(pair) - 2 * scipy.linalg.sqrtm(pair[0] @ pair[1]).real))
+
+    ways = {
+        "ours": lambda: frechet(Gaussian.of_moments(a), Gaussian.of_moments(b)),
+        "scipy's sqrtm": by_sqrtm,
+        "torch-fidelity": lambda: fid_statistics_to_metric(*sides, False)["frechet_inception_distance"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    values = {}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            values[name] = way()
+            times[name].append(time.perf_counter() - began)
+    return {name: (statistics.median(times[name]), abs(values["ours"] / values[name] - 1)) for name in ways}
+
+
+def resizing(pixels: Tensor) -> list[tuple[Any, ...]]:
+    """The largest value and that of clean-fid's resizer where the two differ most, of images at EfficientNet's size."""
+    from cleanfid.resize import make_resizer
+
+    from eval.efficientnet import SIZE, resized
+
+    theirs = make_resizer("PIL", False, "bicubic", (SIZE, SIZE))
+    found = resized(pixels).permute(0, 2, 3, 1).numpy().ravel()
+    wanted = np.stack([theirs(image.permute(1, 2, 0).numpy()) for image in pixels]).ravel()
+    worst = int(np.abs(found - wanted).argmax())
+    return [(f"resized to {SIZE} px, worst byte", float(found[worst]), "clean-fid", float(wanted[worst]))]
+
+
+def traces(rounds: int) -> None:
+    print(
+        f"{platform.machine()} CPU, {torch.get_num_threads()} threads, numpy {np.__version__}; median of {rounds} rounds in turn\n"
+    )
+    print("| Fréchet distance | ours (s) | against | theirs (s) | times as fast | relative difference |\n|---|---|---|---|---|---|")
+    for d in (768, 1280, 2048):
+        found = trace_times(d, rounds)
+        mine = found.pop("ours")[0]
+        for name, (seconds, gap) in found.items():
+            print(f"| {d}-d | {mine:.2f} | {name} | {seconds:.2f} | {seconds / mine:.1f} | {gap:.1e} |")
 
 
 def command(arguments: list[str]) -> None:
     samples, rounds, size = (
         int(cli.take_option(arguments, key) or value) for key, value in (("samples", 256), ("rounds", 3), ("size", 32))
     )
+    if cli.take_option(arguments, "only") == "trace":
+        return traces(rounds)
     run = compose(["experiment=openmoji_nano", f"crop.size={size}", *arguments])
     images = read_images(run, open_split(run, "train"), 2 * samples)
     pixels = torch.cat(list(images.pictures.parts()))
@@ -171,7 +210,7 @@ def command(arguments: list[str]) -> None:
             times["ours"].append(time.perf_counter() - between)
         cache = Path(home) / "cache"
         own = ours(options(), first, second, cache)
-        rows = equality(first, second, own, found, cache)
+        rows = [*equality(first, second, own, found, cache), *resizing(first)]
     print(f"{2 * samples} images of {size} px, {platform.machine()} CPU, {os.cpu_count()} cores, torch {torch.__version__}\n")
     print("| number | ours | independent implementation | theirs | relative difference |\n|---|---|---|---|---|")
     for name, mine, other, value in rows:
@@ -181,10 +220,7 @@ def command(arguments: list[str]) -> None:
         print(f"| {name} | {statistics.median(seconds):.1f} | {2 * samples / statistics.median(seconds):.1f} |")
     ratio = statistics.median(a / b for a, b in zip(times["torch-fidelity"], times["ours"]))
     print(f"\nours is {ratio:.2f} times as fast (median over {rounds} interleaved rounds)\n")
-    print("| Fréchet trace | ours (s) | torch-fidelity (s) | times as fast | relative difference |\n|---|---|---|---|---|")
-    for d in (1280, 2048):
-        mine, other, gap = trace_times(d)
-        print(f"| {d}-d | {mine:.2f} | {other:.2f} | {other / mine:.1f} | {gap:.1e} |")
+    traces(rounds)
 
 
 if __name__ == "__main__":

@@ -111,11 +111,11 @@ def measure(
     *,
     recorder: Recorder | None = None,
     skip: bool = False,
-    digests: dict[str, str] | None = None,
+    protocols: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, float]:
     """See `evaluate`; `skip` passes over metrics whose weights are not here, with a line each.
 
-    `digests` is given the digest of each value's protocol.
+    `protocols` is given the protocol of each value.
     """
     from eval.sampling import rank
 
@@ -139,8 +139,8 @@ def measure(
         if recorder is not None:
             report.record(recorder)
         values |= measured.values
-        if digests is not None:
-            digests |= dict.fromkeys(measured.values, report.hash)
+        if protocols is not None:
+            protocols |= dict.fromkeys(measured.values, protocol)
         for key, value in measured.values.items():
             error = f"{measured.errors[key]:.2g}" if key in measured.errors else ""
             table.add_row(key, f"{value:.5g}", error, report.hash)

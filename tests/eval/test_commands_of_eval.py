@@ -217,8 +217,18 @@ def test_guidance_shows_the_default_and_the_best_of_the_grid(trained, capsys):
         assert (code, words in err) == (2, True), err
 
 
+def test_arms_of_different_protocols_are_not_put_on_one_figure(tmp_path):
+    values = {"kid/x": 1.0, "fid/x": 1.0, "alignment/y": 1.0}
+    curves = []
+    for arm, steps in (("a", 16), ("b", 32)):
+        point = guidance.Point(scale=2, values=values, protocols={"kid/x": {"sampler": {"steps": steps}}})
+        curves.append(guidance.Curve(label=arm, default=2, points=[point]))
+    with pytest.raises(HdmError, match=r"^kid/x: a .* and b .* different protocols and are not compared: sampler.steps: 16 and 32"):
+        guidance.show(curves, "kid", tmp_path / "g.png")
+
+
 def test_best_is_least_distance_or_most_alignment():
-    points = [guidance.Point(scale=s, values={"kid/x": k, "alignment/y": a}, digests={}) for s, k, a in ((1, 2, 5), (2, 1, 3))]
+    points = [guidance.Point(scale=s, values={"kid/x": k, "alignment/y": a}, protocols={}) for s, k, a in ((1, 2, 5), (2, 1, 3))]
     curve = guidance.Curve(label="a", default=1, points=points)
     assert curve.best("kid/x", "kid").scale == 2
     assert curve.best("alignment/y", "alignment").scale == 1
@@ -236,7 +246,7 @@ def test_best_is_least_distance_or_most_alignment():
 )
 def test_an_optimum_at_an_end_of_the_grid_is_told(scales, kids, words, tmp_path, capsys):
     points = [
-        guidance.Point(scale=s, values={"kid/x": k, "fid/x": k, "alignment/y": 0.1 * s}, digests={}) for s, k in zip(scales, kids)
+        guidance.Point(scale=s, values={"kid/x": k, "fid/x": k, "alignment/y": 0.1 * s}, protocols={}) for s, k in zip(scales, kids)
     ]
     guidance.show([guidance.Curve(label="arm", default=2, points=points)], "kid", tmp_path / "g.png")
     err = capsys.readouterr().err

@@ -6,13 +6,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from eval.metrics import evaluate
 from hdm import cli
-from hdm.config.errors import CheckpointError, ConfigError, HdmError
+from hdm.config.errors import CheckpointError, ConfigError, DataError, HdmError
 from hdm.track.events import EventLog, read
 
 FID = {"fid/efficientnet", "kid/efficientnet"}
@@ -144,6 +145,34 @@ def test_bad_input_is_one_line(trained, arguments, error, words):
     with pytest.raises(error, match=words) as caught:
         evaluate(arguments.pop("ckpt"), arguments.pop("metrics"), **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_draws_nan_is_one_line(trained, capsys):
+    (path,) = (trained / "checkpoints" / "samples-000000008").glob("ema-power*.safetensors") or [None]
+    weights = load_file(path)
+    save_file({name: torch.full_like(value, torch.nan) for name, value in weights.items()}, path)
+    code, _, err = command("kid", f"ckpt={trained}", capsys=capsys)
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 1
+    assert len(lines) == 1
+    assert "20 of 20 images hold NaN or infinite pixels and cannot be measured; evaluate an earlier checkpoint" in lines[0]
+
+
+def test_features_that_are_not_finite_and_too_few_images_are_refused():
+    from eval.distribution import _check
+
+    values = np.ones((3, 4))
+    with pytest.raises(DataError, match=r"generated images: 1 are too few; ask for more eval\.samples"):
+        _check(values[:1], "generated images")
+    values[1, 2] = np.nan
+    with pytest.raises(DataError, match="real images: 1 have features that are not finite"):
+        _check(values, "real images")
+
+
+def test_a_val_split_of_a_few_images_is_refused(trained, monkeypatch):
+    monkeypatch.setattr("eval.metrics.FEWEST", 21)
+    with pytest.raises(DataError, match=r"its val split has 20 images; metrics need 21 or more"):
+        evaluate(trained, ["kid"], overrides=["eval.samples=30"])
 
 
 def test_the_command_prints_a_table_and_records(trained, capsys):
