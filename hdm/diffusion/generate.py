@@ -151,8 +151,8 @@ class Generator:
     def unit(self, views: Float[Tensor, "B 6"], grid: tuple[int, int]) -> Float[Tensor, "B 2"]:
         """How many latent pixels, down and right, 1 of the position map is; 0 where the grid has a single row or column."""
         rows, columns = grid
-        position = self.model.position_map(views.to(self.device), grid).unflatten(1, grid).double().cpu()
-        span = (position[:, -1, -1] - position[:, 0, 0]) / position.new_tensor([max(rows - 1, 1), max(columns - 1, 1)])
+        position = self.model.position_map(views.to(self.device), grid).double().cpu()
+        span = (position[:, -1] - position[:, 0]) / position.new_tensor([max(rows - 1, 1), max(columns - 1, 1)])
         return torch.where(span > 0, self.run.model.patch / span, 0.0)
 
     def _batch(
@@ -221,7 +221,7 @@ def field(seed: int, purpose: str, places: Sequence[tuple[int, int, int]], shape
     _, height, width = shape
 
     def tile(key: int, row: int, column: int) -> NDArray[np.float32]:
-        return rng.normal(seed, f"{purpose}/{row},{column}" if row or column else purpose, [key], shape)[0]
+        return np.asarray(rng.normal(seed, f"{purpose}/{row},{column}" if row or column else purpose, [key], shape)[0])
 
     windows = []
     for key, down, right in places:
