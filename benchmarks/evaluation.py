@@ -187,7 +187,8 @@ def command(arguments: list[str]) -> None:
         int(cli.take_option(arguments, key) or value) for key, value in (("samples", 256), ("rounds", 3), ("size", 32))
     )
     if cli.take_option(arguments, "only") == "trace":
-        return traces(rounds)
+        traces(rounds)
+        return
     run = compose(["experiment=openmoji_nano", f"crop.size={size}", *arguments])
     images = read_images(run, open_split(run, "train"), 2 * samples)
     pixels = torch.cat(list(images.pictures.parts()))
