@@ -38,6 +38,7 @@ from hdm.config.errors import HdmError
 
 if TYPE_CHECKING:
     from eval.metrics import Subject
+    from eval.movement import Study
 
 _LISTS = {"shifts": "-0.25,-0.125,0.125,0.25", "zooms": "0.8,1.25", "steps": "4,8,16,32", "rates": "0.25,0.5,0.75"}
 _PER_CELL = 24  # characters of a label
@@ -156,11 +157,12 @@ def conduct(subject: "Subject", request: Request, recorder: Any) -> dict[str, fl
         recorder.tags({"protocol.camera": digest})
         recorder.artifact(report)
     table = Table(title=f"{loaded.folder.name}: displacement in pixels, protocol {digest}", title_justify="left")
-    columns = {"setting": "setting", "asked": "asked", "median": "median", "of all together": "common", "rise of the loss": "loss"}
-    for column in columns:
-        table.add_column(column, justify="left" if column == "setting" else "right")
+    headings = {"asked": "asked", "median": "median", "common": "of all together", "loss": "rise of the loss"}
+    table.add_column("setting")
+    for heading in headings.values():
+        table.add_column(heading, justify="right")
     for row in rows:
-        numbers = [f"{row[key]:.{4 if key == 'loss' else 2}f}" if key in row else "" for key in list(columns.values())[1:]]
+        numbers = [f"{row[key]:.{4 if key == 'loss' else 2}f}" if key in row else "" for key in headings]
         table.add_row(row["setting"], *numbers)
     console = Console(soft_wrap=True)
     console.print(table)

@@ -104,7 +104,7 @@ class Fidelity(Extractor):
 
         options = {"feature_extractor_weights_path": str(self.weights), "cuda": device.type == "cuda", "verbose": False}
         made = create_feature_extractor(self.registered, [self.layer], **options)
-        return lambda images: made(images)[0]  # type: ignore[no-any-return]
+        return lambda images: made(images)[0]
 
 
 @dataclass(kw_only=True, slots=True)

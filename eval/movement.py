@@ -47,10 +47,10 @@ class OnlyNoise(Camera):
         return position
 
 
-ARMS: dict[str, Callable[..., Camera]] = {
-    "": Camera,
-    "_moved": lambda **shift: Camera(**shift, noise=Noise.moved),
-    "_control": lambda **shift: OnlyNoise(**shift, noise=Noise.moved),
+ARMS: dict[str, Callable[[float, float], Camera]] = {
+    "": lambda x, y: Camera(x=x, y=y),
+    "_moved": lambda x, y: Camera(x=x, y=y, noise=Noise.moved),
+    "_control": lambda x, y: OnlyNoise(x=x, y=y, noise=Noise.moved),
 }
 
 
@@ -102,7 +102,7 @@ class Study:
         """How many pixels along `axis` one unit of the position map is."""
         generator = self.engine.generator
         unit = generator.unit(self.view(axis)[None], generator.token_grid(self.size))[0]
-        return float(unit[1 if axis == "x" else 0]) * self.subject.run.autoencoder.factor
+        return float(unit[1 if axis == "x" else 0] * self.subject.run.autoencoder.factor)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -135,6 +135,11 @@ def movements(study: Study, advance: Callable[[float], None]) -> Movements:
     return found
 
 
+def _along(axis: str, shift: float) -> tuple[float, float]:
+    """(x, y)."""
+    return (shift, 0.0) if axis == "x" else (0.0, shift)
+
+
 def _shifts(study: Study, found: Movements, axis: str, advance: Callable[[float], None]) -> None:
     request, view, column = study.request, study.view(axis), 1 if axis == "x" else 0
     count = max(request.measured, request.shown)
@@ -145,7 +150,7 @@ def _shifts(study: Study, found: Movements, axis: str, advance: Callable[[float]
         medians, near = [], []
         sheet = [("as it is", still)]
         for shift, wanted in zip(request.shifts, asked):
-            images = study.draw(count, view=view, camera=camera(**{axis: shift}))
+            images = study.draw(count, view=view, camera=camera(*_along(axis, shift)))
             advance(1)
             pair = still[: request.measured], images[: request.measured]
             each, common = registration.displacement(*pair)[:, column], registration.common_displacement(*pair)[column]
@@ -174,7 +179,7 @@ def _means(study: Study, found: Movements, axis: str, advance: Callable[[float],
     sheet = [("mean as it is", still)]
     asked, medians = [], []
     for number, shift in enumerate(request.shifts):
-        images = mean(1 + number, Camera(**{axis: shift}))
+        images = mean(1 + number, ARMS[""](*_along(axis, shift)))
         wanted = -shift * study.pixels(axis)
         each = registration.displacement(still, images)[:, column]
         common = float(registration.common_displacement(still, images)[column])
@@ -213,7 +218,7 @@ def _losses(study: Study, found: Movements, advance: Callable[[float], None]) ->
     for axis in ("x", "y"):
         rises = []
         for shift in shifts:
-            rises.append(float(validation.losses(model, move=Camera(**{axis: shift}).move).mean()) - right)
+            rises.append(float(validation.losses(model, move=ARMS[""](*_along(axis, shift)).move).mean()) - right)
             found.rows.append({"setting": f"real crops, map moved by {axis}={shift:g}", "loss": rises[-1]})
             advance(1)
         found.values[f"camera/{axis}_loss"] = float(np.mean(rises))

@@ -314,6 +314,13 @@ def test_gallery_has_a_row_for_each_prompt_and_a_column_for_each_network(trained
     assert Path("shown/gallery.png").exists()
 
 
+def test_an_empty_list_of_prompts_is_one_line(trained, tmp_path, capsys):
+    (tmp_path / "none.txt").write_text(" \n\n")
+    code, _, err = command("gallery", f"ckpt={trained}", "prompts=none.txt", capsys=capsys)
+    assert code == 2
+    assert err == "error: prompts=none.txt: holds no prompt; write one a line\n"
+
+
 def test_gallery_escapes_prompts():
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
     page = gallery.to_html(["<script>x</script>"], [gallery.Column(title="<b>", note="&", images=[image])])
