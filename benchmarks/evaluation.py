@@ -32,7 +32,7 @@ from eval.frechet import Gaussian, Moments, frechet
 from eval.kernel import gaussian, mmd, polynomial
 from eval.measure import Drawn
 from eval.samples import CaptionedImages, open_split, read_images
-from hdm import cli
+from hdm import cli, torchvision_cpu
 from hdm.config.compose import compose
 from hdm.config.schema import RunConfig
 from hdm.pictures import to_image
@@ -133,6 +133,8 @@ def equality(
 def trace_times(d: int, rounds: int) -> dict[str, tuple[float, float]]:
     """By implementation, ours first: CPU seconds of the distance from means and covariances, and the relative difference."""
     import scipy.linalg
+
+    torchvision_cpu.declare()
     from torch_fidelity.metric_fid import fid_statistics_to_metric
 
     draw = np.random.default_rng(0)

@@ -13,7 +13,7 @@ the fraction of images within a pixel and a half of it. Shifts are measured in f
   x            the position map moves and the noise stays, as in the report
   x_moved      the noise goes along (camera.noise=moved)
   x_control    the noise alone moves, the map stays: what of x_moved is no merit of the map
-  x_mean       the map moves; the mean picture over independent noises is registered
+  x_mean       the map moves; registered is the mean picture, the network's one-step guess from pure noise, over independent noises
   x_loss       how much the validation loss rises when the maps of real crops are moved, the mean over the shifts
 
 n=8            captions

@@ -5,12 +5,13 @@ Each shift of the position map is measured in four ways (`camera/x`, and likewis
 * `x`: the map moves and the noise stays, which is the report's camera;
 * `x_moved`: the noise goes along (`camera.noise=moved`);
 * `x_control`: the noise alone moves. A network that ignored its map would follow it just as well, by being equivariant;
-* `x_mean`: the map moves, and the mean over many independent noises is registered: what the map alone does to the expected picture.
+* `x_mean`: the map moves, and the mean pictures are registered, which depend on caption and map alone.
 
 `x_loss` is the rise of the validation loss when the maps of the held-out crops are shifted, the mean over the shifts: what a right
 map is worth.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -166,18 +167,23 @@ def _shifts(study: Study, found: Movements, axis: str, advance: Callable[[float]
 
 
 def _means(study: Study, found: Movements, axis: str, advance: Callable[[float], None]) -> None:
-    """Registers mean pictures, each over noises of its own: noise that two of them shared would seem to stand still."""
+    """Registers mean pictures, each over noises of its own: noise that two of them shared would seem to stand still.
+
+    From pure noise x at t=1 nothing is known of the picture but its caption and place, so the best velocity there is x minus the mean
+    of all such pictures, and a single step of it ends in that mean.
+    """
     request, view, column = study.request, study.view(axis), 1 if axis == "x" else 0
+    engine = study.other("sampler=euler", "sampler.steps=1", "guidance=none")
 
     def mean(number: int, camera: Camera | None) -> Images:
         turns = range(1 + number * request.noises, 1 + (number + 1) * request.noises)
-        drawn = torch.stack([study.draw(request.shown, view=view, camera=camera, turn=turn).float() for turn in turns])
+        drawn = [study.draw(request.measured, view=view, camera=camera, turn=turn, engine=engine).float() for turn in turns]
         advance(1)
-        return drawn.mean(dim=0).round().to(torch.uint8)
+        return torch.stack(drawn).mean(dim=0).round().to(torch.uint8)
 
     still = mean(0, None)
     sheet = [("mean as it is", still)]
-    asked, medians = [], []
+    asked, commons = [], []
     for number, shift in enumerate(request.shifts):
         images = mean(1 + number, ARMS[""](*_along(axis, shift)))
         wanted = -shift * study.pixels(axis)
@@ -186,9 +192,9 @@ def _means(study: Study, found: Movements, axis: str, advance: Callable[[float],
         label = f"camera.{axis}={shift:g} mean"
         found.rows.append({"setting": label, "asked": wanted, "median": float(np.median(each)), "common": common})
         asked.append(wanted)
-        medians.append(common)
+        commons.append(common)
         sheet.append((label, images))
-    found.slope(f"{axis}_mean", asked, medians)
+    found.slope(f"{axis}_mean", asked, commons)
     found.sheets[f"{axis}_mean"] = sheet
 
 
@@ -212,6 +218,7 @@ def _zooms(study: Study, found: Movements, advance: Callable[[float], None]) -> 
 def _losses(study: Study, found: Movements, advance: Callable[[float], None]) -> None:
     """How much the validation loss rises when the maps of the held-out crops are moved."""
     subject, run, shifts = study.subject, study.subject.run, study.request.shifts
+    run = dataclasses.replace(run, validation=dataclasses.replace(run.validation, samples=study.request.measured))
     validation = Validation(run, open_split(run, "val"), Examples(run, study.device), OBJECTIVE.build(run.objective))
     model = subject.loaded.model
     right = float(validation.losses(model).mean())
