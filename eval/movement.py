@@ -169,8 +169,8 @@ def _shifts(study: Study, found: Movements, axis: str, advance: Callable[[float]
 def _means(study: Study, found: Movements, axis: str, advance: Callable[[float], None]) -> None:
     """Registers mean pictures, each over noises of its own: noise that two of them shared would seem to stand still.
 
-    From pure noise x at t=1 nothing is known of the picture but its caption and place, so the best velocity there is x minus the mean
-    of all such pictures, and a single step of it ends in that mean.
+    From pure noise x at t=1 nothing is known of the picture but its caption and place, so the best velocity there is x minus the
+    mean of all such pictures, and a single step of it ends in that mean.
     """
     request, view, column = study.request, study.view(axis), 1 if axis == "x" else 0
     engine = study.other("sampler=euler", "sampler.steps=1", "guidance=none")
