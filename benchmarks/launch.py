@@ -2,9 +2,9 @@
 
 usage: python -m benchmarks.launch [arms=1000] [seeds=10] [processes=3]
 
-Seconds are those of the CPU, of this process and of those that it has started. The arms are synthetic: their folders hold what a
-finished run leaves, with three validations, and nothing is trained. `processes` arms are then started one by one, as the launcher of
-this machine does, and find that they are finished.
+Seconds are those of the CPU, of this process and of those that it has started. The arms are synthetic: their folders hold what
+a finished run leaves, with three validations, and nothing is trained. `processes` arms are then started one by one, as the
+launcher of this machine does, and find that they are finished.
 """
 
 import os
