@@ -4,9 +4,10 @@ usage: python -m benchmarks.conditioning [rounds=5] [captions=64]
 
 Networks of the real architectures with random weights, written to a temporary folder in the published format and read by the
 laboratory: Qwen3 of 8 layers of 256 channels, the SDXL autoencoder at a quarter of its width. Captions have 2 to 256 words, the
-logarithms of their numbers being normal (median 60, sigma 0.7), as lists of tags have; a word is a token or two.
+logarithms of their numbers being normal (median 60, sigma 0.7), as lists of tags have; a word is a token.
 """
 
+import itertools
 import os
 import platform
 import statistics
@@ -27,13 +28,13 @@ from hdm.rng import generator
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MAX_LENGTH, PART = 256, 16
 IMAGES, SIDE = 16, 128
+WORDS = [first + second for first, second in itertools.product(("ka", "mo", "ti", "lu", "se", "pra"), repeat=2)]
 
 
 def qwen3(folder: Path) -> None:
     import transformers
 
-    words = [f"word{i}" for i in range(400)]
-    tokenizer = transformers.Qwen2Tokenizer().train_new_from_iterator([" ".join(words)] * 3, 900)
+    tokenizer = transformers.Qwen2Tokenizer().train_new_from_iterator([" ".join(WORDS)] * 3, 2000)
     tokenizer.save_pretrained(folder)
     config = transformers.Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4,
@@ -55,7 +56,7 @@ def sdxl_vae(folder: Path, *, width: int = 32) -> None:
 def drawn(count: int) -> list[str]:
     draw = generator(0, "benchmark", "captions")
     lengths = np.clip(np.exp(draw.normal(np.log(60), 0.7, count)), 2, MAX_LENGTH).astype(int)
-    return [" ".join(f"word{i}" for i in draw.integers(0, 400, n)) for n in lengths]
+    return [" ".join(draw.choice(WORDS, n)) for n in lengths]
 
 
 def fully_padded(encoder: PretrainedTextEncoder, captions: list[str]) -> torch.Tensor:

@@ -92,7 +92,7 @@ class Card:
         return ["| key | value |", "|---|---|", *rows]
 
     def metrics(self) -> list[str]:
-        """Every number of these weights with the digest of its protocol; the validation loss is the run's own."""
+        """Every number of these weights with the digest of its protocol; the run's own validation loss where it is theirs."""
         rows = []
         for path in sorted((self.loaded.folder / "eval").glob("*.json")):
             report = json.loads(path.read_text(encoding="utf-8"))
@@ -100,11 +100,14 @@ class Card:
                 continue
             if report["samples"] == self.loaded.samples and report["weights"] == self.loaded.weights:
                 rows += [f"| {name} | {value:.5g} | {report['protocol_digest']} |" for name, value in report["metrics"].items()]
-        if self._tracked():
-            losses = dict(events.series(events.settled(events.read(self.loaded.folder)), "val/loss"))
+        ema = self.run.ema
+        averaged = "ema-power" if ema.power else "ema-decay" if ema.decay else "model"
+        key = {"model": "val/loss_raw", averaged: "val/loss"}.get(self.loaded.weights)
+        if key and self._tracked():
+            losses = dict(events.series(events.settled(events.read(self.loaded.folder)), key))
             if self.loaded.samples in losses:
                 rows.append(
-                    f"| val/loss | {losses[self.loaded.samples]:.5g} | unrouted, {self.run.validation.samples} held-out images |"
+                    f"| {key} | {losses[self.loaded.samples]:.5g} | unrouted, {self.run.validation.samples} held-out images |"
                 )
         if not rows:
             return ["None measured for these weights: `python -m eval.fid`, `python -m eval.clip`."]
@@ -116,12 +119,11 @@ class Card:
         try:
             path = self.loaded.folder / "checkpoints" / name_at(self.loaded.samples) / "state.json"
             state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            seconds, flops = float(state["seconds"]), float(state["flops"])
+            hours, flops = float(state["device_seconds"]) / 3600, float(state["flops"])
         except (OSError, ValueError, KeyError, TypeError):
             return [*lines, "- hours and FLOPs: not known, the run's checkpoint is not here"]
         hardware = self.run.hardware
-        hours = seconds / 3600 * hardware.devices
-        lines += [f"- {hours:.3g} device hours ({hardware.devices} x {hardware.name})", f"- {flops:.3g} FLOPs of the network"]
+        lines += [f"- {hours:.3g} device hours ({hardware.name})", f"- {flops:.3g} FLOPs of the network"]
         price = hardware.dollars_per_hour
         return [
             *lines,

@@ -8,12 +8,18 @@ from hdm.config.schema import BudgetConfig
 
 @dataclass(kw_only=True, slots=True)
 class Clock:
-    """What a run has used so far; the field names are those of `BudgetConfig`."""
+    """What a run has used so far; field names are those of `BudgetConfig`. `device_seconds` are those of all processes together."""
 
     steps: int = 0
     samples: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    device_seconds: float = 0.0
+
+    def spend(self, seconds: float, *, devices: int) -> None:
+        """`seconds` have gone by, on so many devices."""
+        self.seconds += seconds
+        self.device_seconds += seconds * devices
 
     def copy(self) -> "Clock":
         """The reading of this moment."""

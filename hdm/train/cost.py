@@ -75,7 +75,7 @@ class Speedometer:
             speeds["speed/hfu"] = (backbone * self.passes / _PASSES + encoders) / seconds / self.peak
             self.last_frozen = total
         self.last = clock.copy()
-        hours = clock.seconds / 3600 * self.devices
+        hours = clock.device_seconds / 3600
         costs = {"cost/seconds": clock.seconds, "cost/flops": clock.flops, "cost/gpu_hours": hours}
         if self.hardware.dollars_per_hour is not None:
             costs["cost/dollars"] = hours * self.hardware.dollars_per_hour

@@ -138,9 +138,9 @@ def _train(
             clock.steps += 1
             clock.samples += batch_size
             state.averages.update(samples=clock.samples, fresh=batch_size)
-            clock.seconds += time.perf_counter() - began
-            seconds, spent = here.summed([clock.seconds, spent])
-            clock.seconds, clock.flops = seconds / here.size, clock.flops + spent
+            clock.spend(time.perf_counter() - began, devices=here.size)
+            seconds, device_seconds, spent = here.summed([clock.seconds, clock.device_seconds, spent])
+            clock.seconds, clock.device_seconds, clock.flops = seconds / here.size, device_seconds / here.size, clock.flops + spent
             observer.step(before, rate=rate)
         return observer.finish()
 

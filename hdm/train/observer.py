@@ -145,7 +145,7 @@ class Observer:
         """Wait for the device and hear what it measured, on the clock of training."""
         began = time.perf_counter()
         self.meter.read(remedy=self._after_infinity)
-        self.state.clock.seconds += time.perf_counter() - began
+        self.state.clock.spend(time.perf_counter() - began, devices=self.world.size)
 
     def _after_infinity(self) -> str:
         self.writer.wait()

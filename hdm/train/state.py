@@ -78,7 +78,8 @@ class TrainState:
 
         Where it was saved at the end of the stage before `stage`, the optimizer's state is left out unless `moments` says keep.
         """
-        state = checkpoint.read_state(path, *asdict(self.clock), "skipped", "data")
+        state = checkpoint.read_state(path, "steps", "samples", "flops", "seconds", "skipped", "data")
+        state = {"device_seconds": state["seconds"], **state}  # which older checkpoints do not say
         begins = state.get("stage", 0) != stage
         for split, digest in ({} if begins else self.data).items():
             if (then := state["data"].get(split)) != digest:

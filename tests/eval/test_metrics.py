@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 from eval.metrics import evaluate, load, measure
+from eval.samples import open_split
 from hdm import cli
+from hdm.config.axes import OBJECTIVE
 from hdm.config.errors import CheckpointError, ConfigError, DataError, HdmError, TrainingError
+from hdm.export import __main__ as export
 from hdm.track.events import EventLog, read
+from hdm.train.checkpoint import load_model
+from hdm.train.examples import Examples
+from hdm.train.loop import train
+from hdm.train.validation import Validation
 
 FID = {"fid/efficientnet", "kid/efficientnet"}
 SOURCE = Path(__file__).parents[2]
@@ -70,10 +78,8 @@ def test_images_are_drawn_once_for_all_metrics(trained, monkeypatch):
 
 
 def test_images_do_not_depend_on_the_batch_and_take_the_views_of_the_real_ones(trained):
-    from eval.samples import open_split, read_images
+    from eval.samples import read_images
     from hdm.diffusion.generate import Generator
-    from hdm.train.checkpoint import load_model
-    from hdm.train.examples import Examples
 
     evaluate(trained, ["fid"])
     (path,) = (trained / "eval").glob("*/samples-*.safetensors")
@@ -116,6 +122,29 @@ def test_images_are_guided_by_another_checkpoint_and_drawn_again_when_it_changes
     assert len(report["protocol"]["guidance"]["ckpt"]) == 16
     evaluate(trained, ["fid"], overrides=[*overrides, f"guidance.ckpt={trained}"])
     assert len(list((trained / "eval").glob("*/samples-*.safetensors"))) == 2
+
+
+def test_an_average_made_of_snapshots_is_evaluated_and_exported(trained, capsys):
+    """weights=ema:0.07 is one network for every command, and another one than those that the run has stored."""
+    run = load_model(trained).run
+    run = replace(run, ema=replace(run.ema, snapshot_every=4), budget=replace(run.budget, steps=8))
+    folder = Path("snapshots")
+    train(run, folder, EventLog(folder))
+    code, _, err = command("valloss", f"ckpt={folder}", "weights=ema:0.07", capsys=capsys)
+    assert code == 0, err
+    (report,) = (json.loads(path.read_text()) for path in (folder / "eval").glob("valloss*.json"))
+    assert (report["weights"], report["samples"]) == ("ema-0.07", 32)
+    export.command([f"ckpt={folder}", "weights=ema:0.07", "format=safetensors", "out=exported"])
+    made, file, stored = load_model(folder, weights="ema:0.07"), load_model("exported/model.safetensors"), load_model(folder)
+    assert file.weights == made.weights == "ema-0.07"
+    parameters = [dict(loaded.model.named_parameters()) for loaded in (made, file, stored)]
+    assert all(torch.equal(tensor, parameters[1][name]) for name, tensor in parameters[0].items())
+    assert any(not torch.equal(tensor, parameters[2][name]) for name, tensor in parameters[0].items())
+    validation = Validation(run, open_split(run, "val"), Examples(run, torch.device("cpu")), OBJECTIVE.build(run.objective))
+    assert validation.losses(file.model).mean().item() == pytest.approx(report["metrics"]["loss/velocity"], rel=1e-6)
+    card = Path("exported/README.md").read_text()
+    assert f"| loss/velocity | {report['metrics']['loss/velocity']:.5g} |" in card
+    assert "val/loss" not in card  # of other weights
 
 
 def test_a_copied_checkpoint_can_be_evaluated(trained, tmp_path):

@@ -179,11 +179,17 @@ def test_the_card_says_what_the_run_folder_knows(written):
     count = sum(p.numel() for p in load_model(folder).model.parameters())
     for words in (
         "license: CC0-1.0", f"{count:,} parameters", "CC BY-SA 4.0", "sha256 " + "d" * 64, "| kid/fid | 0.125 | ab12cd34 |",
-        "| val/loss | 0.25 |", "- 64 images", "- 4 device hours (2 x", "- 3e+09 FLOPs", "- $12.00 at $3.0 an hour",
+        "| val/loss | 0.25 |", "- 64 images", "- 4 device hours (", "- 3e+09 FLOPs", "- $12.00 at $3.0 an hour",
         "`model.dim` | 16",
     ):  # fmt: skip
         assert words in card, words
     assert "kid/old" not in card  # of other weights
+    log = EventLog(folder)
+    log.metrics({"val/loss": 0.25, "val/loss_raw": 0.75}, 64)
+    log.close()
+    assert run(f"ckpt={folder}", "format=safetensors", "weights=raw", "out=raw") == 0
+    assert "| val/loss_raw | 0.75 |" in Path("raw/README.md").read_text()
+    assert "0.25" not in Path("raw/README.md").read_text()
 
 
 def test_adapters_are_merged_or_written_alone(tmp_path):

@@ -135,7 +135,7 @@ def test_pixart_block_is_that_of_diffusers():
     mask = torch.ones(2, L, dtype=torch.bool)
     mask[1, 3:] = False
     m = (theirs.scale_shift_table[None] + time.view(2, 6, D)).unbind(1)
-    got = ours(x, layout(text, mask), {"stack.0.attn": triple(*m[:3]), "stack.0.mlp": triple(*m[3:])})
+    got = ours(x, layout(text, mask), {"attn": triple(*m[:3]), "mlp": triple(*m[3:])})
     bias = (1 - mask[:, None].double()) * -1e9
     near(got, theirs(x, encoder_hidden_states=text, encoder_attention_mask=bias, timestep=time))
 
@@ -168,14 +168,15 @@ def test_dit_block_is_that_of_diffusers():
     x, step, label = draws(2, N, D), torch.tensor([3, 700]), torch.tensor([1, 4])
     time = theirs.norm1.emb(step, label, hidden_dtype=torch.float64)
     m = theirs.norm1.linear(nn.functional.silu(time)).chunk(6, dim=1)
-    got = ours(x, layout(draws(2, L, D)), {"stack.0.attn": triple(*m[:3]), "stack.0.mlp": triple(*m[3:])})
+    got = ours(x, layout(draws(2, L, D)), {"attn": triple(*m[:3]), "mlp": triple(*m[3:])})
     near(got, theirs(x, timestep=step, class_labels=label))
 
 
 def test_dit_block_starts_as_the_identity():
     model = network(perturbed=False, **DIT)
     x = torch.randn(2, N, D)
-    assert torch.equal(model.stack[0](x, layout(torch.randn(2, L, D)), model.adaln(torch.randn(2, 1, D))), x)
+    block, modulation = model.stack[0], model.adaln(torch.randn(2, 1, D))
+    assert torch.equal(block(x, layout(torch.randn(2, L, D)), block.own(modulation)), x)
 
 
 def uvit(blocks=5):
@@ -275,7 +276,7 @@ def test_hdit_is_strided_convolutions_around_its_blocks():
         side, rotation = round(x.shape[1] ** 0.5), level.encoding.rotation(position)
         places = Layout(position=position, rotation=rotation, images=x.shape[1], grid=(side, side), text=text, text_mask=mask)
         places.halves = level.encoding.halves
-        return block(x, places, level.adaln(level.time(time)))
+        return block(x, places, block.own(level.adaln(level.time(time))))
 
     state = go(outer, outer.down[0], model.patch(given.x), c.position)
     kernel = outer.merge.weight.view(32, 2, 2, 16).permute(0, 3, 1, 2)

@@ -44,7 +44,8 @@ class Walk:
         rotation = self.model.encoding.rotation(position)
         layout = Layout(position=position, rotation=rotation, mask=self.real[:, index], images=images)
         for i in range(first, last):
-            tokens = self.model.stack[i](tokens, layout, self.model.adaln(self.time))
+            block = self.model.stack[i]
+            tokens = block(tokens, layout, block.own(self.model.adaln(self.time)))
         return tokens
 
     def velocity(self, tokens):
@@ -89,7 +90,7 @@ def deferred_mask(walk, keep):
     )
     x = walk.tokens
     for block in walk.model.mixer:
-        x = block(x, layout, walk.model.adaln(walk.time))
+        x = block(x, layout, block.own(walk.model.adaln(walk.time)))
     index = walk.kept(keep)
     part = walk.blocks(0, BLOCKS, x[:, index], index)
     out = torch.zeros(1, walk.n, 16, dtype=torch.float64)

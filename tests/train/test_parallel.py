@@ -99,13 +99,15 @@ def test_two_processes_learn_what_one_learns_and_another_number_goes_on(single, 
     assert list(both[2]["cost/flops"].values())[-1] == list(heard["cost/flops"].values())[-1]
     for said, devices in ((heard, 1), (both[2], 2)):  # GPU-hours are those of all, images per second too
         seconds = {int(samples): value for samples, value in said["cost/seconds"].items()}
-        for samples, hours in said["cost/gpu_hours"].items():
-            assert hours == pytest.approx(devices * seconds[int(samples)] / 3600)
+        for samples, spent in said["cost/gpu_hours"].items():
+            assert spent == pytest.approx(devices * seconds[int(samples)] / 3600)
         first, last = sorted(seconds)[-2:]
         assert said["speed/images_per_second"][str(last)] == pytest.approx((last - first) / (seconds[last] - seconds[first]))
 
-    launch(1, folder, "budget.steps=9", port=port)  # what two began, one goes on with
+    _, _, alone = launch(1, folder, "budget.steps=9", port=port)  # what two began, one goes on with
     assert apart(nine, weights(folder, 72)) < 2e-4
+    spent, hours = both[2]["cost/seconds"]["48"], alone["cost/gpu_hours"]["72"] * 3600
+    assert hours == pytest.approx(2 * spent + alone["cost/seconds"]["72"] - spent, rel=0.05)  # and what followed the last record
 
 
 def test_processes_share_out_validation_and_pictures_and_wait_for_each_other(single, shards, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,16 +50,18 @@ def test_hours_are_written_out():
 
 def test_speed_utilisation_and_cost():
     hardware = HardwareConfig(devices=2, peak_tflops=100.0, dollars_per_hour=0.5)
-    start = Clock(samples=100, flops=1e15, seconds=50.0)
+    start = Clock(samples=100, flops=1e15)
+    start.spend(50.0, devices=1)  # a run that goes on with two
     speed = Speedometer(hardware=hardware, peak=2e14, last=start.copy(), devices=2)
-    now = Clock(samples=300, flops=5e15, seconds=90.0)
+    now = replace(start, samples=300, flops=5e15)
+    now.spend(40.0, devices=2)
     assert speed.read(now) == {
         "speed/images_per_second": 5.0,
         "speed/mfu": pytest.approx(4e15 / 40 / 2e14),
         "cost/seconds": 90.0,
         "cost/flops": 5e15,
-        "cost/gpu_hours": pytest.approx(2 * 90 / 3600),
-        "cost/dollars": pytest.approx(90 / 3600),
+        "cost/gpu_hours": pytest.approx(130 / 3600),
+        "cost/dollars": pytest.approx(65 / 3600),
     }
     later = Clock(samples=310, flops=5e15, seconds=100.0)
     assert speed.read(later)["speed/images_per_second"] == pytest.approx(1.0)
@@ -79,7 +82,7 @@ def test_recomputed_blocks_and_frozen_encoders_are_hardware_utilisation():
     clock, hardware = Clock(), HardwareConfig(devices=4)
     speed = Speedometer(hardware=hardware, peak=2e14, last=clock, devices=2, passes=4, frozen=Spent(1e15, 2e15, None))
     for seconds in (40.0, 80.0):
-        read = speed.read(Clock(samples=1, flops=1e14 * seconds, seconds=seconds))
+        read = speed.read(Clock(samples=1, flops=1e14 * seconds, seconds=seconds, device_seconds=2 * seconds))
         assert read["speed/mfu"] == pytest.approx(0.5)
         assert read["speed/hfu"] == pytest.approx((4e15 * 4 / 3 + 2 * 1e15) / 40 / 2e14)
         assert read["cost/gpu_hours"] == pytest.approx(2 * seconds / 3600), "two devices ran, whatever the plan was made for"
