@@ -2,9 +2,9 @@
 
 usage: python -m benchmarks.launch [arms=1000] [seeds=10] [processes=3]
 
-Seconds are those of the CPU, of this process and of those that it has started. The arms are synthetic: their folders hold what
-a finished run leaves, with three validations, and nothing is trained. `processes` arms are then started one by one, as the
-launcher of this machine does, and find that they are finished.
+Seconds are those of the CPU, of this process and of those that it has started. The arms are synthetic: their folders hold what a
+finished run leaves, with three validations, and nothing is trained. `processes` arms are then started one by one, as the launcher
+of this machine does, and find that they are finished.
 """
 
 import os
@@ -51,7 +51,7 @@ def start(sweep: Sweep, count: int) -> float:
     """Seconds of the CPU for one arm's process."""
     before = used()
     launcher = LocalLauncher(sweep.folder / "jobs", 1)
-    for arm in sweep.arms[:count]:
+    for arm in sweep.arms[: launcher.room() * count]:
         overrides = adopted(arm, sweep.name)
         (job,) = launcher.submit(
             [ArmJob(overrides=overrides, folder=str(arm.folder), sweep=sweep.name, setting=arm.setting, environment={})]

@@ -21,7 +21,7 @@ from hdm.config.lines import REPOSITORY
 from hdm.launch.champion import ALIAS
 from hdm.track.uri import connect
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ARGUMENTS = [
     *NANO,
@@ -32,7 +32,7 @@ ARGUMENTS = [
     "train.validate_every=8",
     "eval.metrics=[]",
 ]
-ASKED = ["merge=cross,concat", "seeds=3", "budget.steps=6", "track.experiment=squares", "--open"]
+ASKED = ["merge=cross,concat", "seeds=3", "parallel=2", "budget.steps=6", "track.experiment=squares", "--open"]
 BROWSER = "#!{python}\nimport sys\nopen({path!r}, 'w').write(sys.argv[1])\n"
 IMAGES = "return [...document.querySelectorAll('img')].filter(i => i.src.includes('get-artifact') && i.naturalWidth > 0).length"
 
@@ -50,7 +50,7 @@ def sweep(tmp_path_factory):
     server = Server(folder / "server").start()
     try:
         command = [sys.executable, "-m", "hdm.sweep", *ARGUMENTS, *ASKED, f"track.uri={server.uri}"]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         opened = (folder / "opened").read_text()
         shutil.rmtree(folder / "runs")
