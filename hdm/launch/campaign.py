@@ -158,8 +158,10 @@ class Campaign:
     def active(self) -> bool:
         """Whether anything is running or will be."""
         busy = ("running",) if self.stopping else ("running", "waiting")
-        if any(status in busy for status, _ in self.states.values()):
-            return True
+        return any(status in busy for status, _ in self.states.values()) or self.waits()
+
+    def waits(self) -> bool:
+        """Whether other launchers' trials are waited for, which come here when those fall silent."""
         return not self.stopping and self.explorer is not None and self.explorer.waits()
 
     def stop(self) -> None:
@@ -296,7 +298,7 @@ def _run_arms(sweep: Sweep, campaign: Campaign) -> None:
     with SweepProgress(sweep.arms, console=console) as progress, _Interrupts() as interrupts:
         for arm in sweep.arms:
             progress.set(arm, campaign.states[arm.label][0])
-        first = True
+        first, alone_here = True, True
         while (first or campaign.active()) and interrupts.count < 2 and time.monotonic() < deadline:
             first = False
             for arm, status in campaign.step():
@@ -306,6 +308,9 @@ def _run_arms(sweep: Sweep, campaign: Campaign) -> None:
                 console.print("interrupted: the arms save and leave; Ctrl-C again does not wait for them", style="yellow")
                 campaign.stop()
                 deadline = time.monotonic() + _GRACE
+            if alone_here and campaign.waits():
+                alone_here = False
+                console.print("every trial is begun; those of other launchers are waited for, in case they fall silent")
             if campaign.active():
                 time.sleep(_POLL)
     campaign.close()

@@ -115,6 +115,9 @@ class SweepOptions:
         for name in ("nodes", "tasks", "minutes", "grace", "poll"):
             if getattr(self.job, name) < 1:
                 raise ConfigError(f"launcher.{name}={getattr(self.job, name)}: expected a whole number above 0")
+        if self.job.grace >= 60 * self.job.minutes:
+            limit = f"launcher.minutes={self.job.minutes}"
+            raise ConfigError(f"launcher.grace={self.job.grace}: is all of {limit}; lower it, or raise that")
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha={self.alpha}: expected a probability between 0 and 1, such as 0.05")
         if self.launcher is Cluster.local and self.job.nodes > 1:

@@ -58,9 +58,10 @@ class ClusterJob:
             if result["status"] != "interrupted" or self._stopped or self._state() != "CANCELLED":
                 return result
         state = self._state()
-        if self._stopped:
+        errors = _errors(self.log)
+        if self._stopped or (errors and "User defined signal 2" in errors[-1]):  # it was told to leave before it could listen
             return {"status": "interrupted", "reason": ""}
-        words = _last_words(self.log)
+        words = f" ({errors[0]})" if errors else ""
         return {"status": "failed", "reason": f"Slurm job {self._job.job_id}: {state}{self._hint(state, words)}{words}"}
 
     def stop(self) -> None:
@@ -208,14 +209,13 @@ def _slurm(*command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def _last_words(log: Path) -> str:
-    """What Slurm wrote into the log of a job that it ended, in brackets."""
+def _errors(log: Path) -> list[str]:
+    """What Slurm wrote into the log of a job that it ended."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace")[-10_000:].splitlines()
     except OSError:
-        return ""
-    found = [line for line in lines if re.match(r"(slurmstepd|srun|slurmd).*: error", line)]
-    return f" ({' '.join(found[0].split())[:200]})" if found else ""
+        return []
+    return [" ".join(line.split())[:200] for line in lines if re.match(r"(slurmstepd|srun|slurmd).*: error", line)]
 
 
 def _appears(path: Path, state: str) -> bool:

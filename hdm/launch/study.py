@@ -169,6 +169,7 @@ class Trials:
             except UpdateFinishedTrialError:  # the database was away for so long that others gave it up
                 continue
             if trial.number < self.limit or self._count(before=trial.number) < self.limit:
+                self.others = False
                 return trial
             self._end(trial.number, None, "superfluous")  # another launcher took the last one at the same time
         self._enough = time.monotonic()
