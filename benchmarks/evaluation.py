@@ -1,13 +1,12 @@
 """Evaluation against independent implementations on the same images: equal numbers, and how long each takes.
 
-usage: python benchmarks/evaluation.py [samples=256] [rounds=3] [size=32] [KEY=VALUE ...]
-
-Needs `pip install clean-fid torchmetrics` besides the dev extra.
+usage: python benchmarks/evaluation.py [samples=256] [rounds=3] [size=32] [only=trace] [KEY=VALUE ...]
 
 Two folders of real images are written as PNG and measured by torch-fidelity's own command line (`fidelity --fid --kid --prc`,
 its process and all) and by ours, in turn (A B A B …), with the carried EfficientNet-Lite0 and no cached features. The first
 table compares every number with an independent implementation; the second has the median times and their ratio; the third the
-Fréchet trace alone at 1280 and 2048 dimensions.
+Fréchet distance of covariances alone at 768, 1280 and 2048 dimensions, against scipy's sqrtm and torch-fidelity in turn,
+in CPU seconds: with OMP_NUM_THREADS=1 they do not depend on what else the machine does.
 """
 
 import json
@@ -27,14 +26,15 @@ from rich.console import Console
 from torch import Tensor
 
 from eval.distribution import measure
-from eval.features import efficientnet, features
+from eval.extractor import named
+from eval.features import features
 from eval.frechet import Gaussian, Moments, frechet
 from eval.kernel import gaussian, mmd, polynomial
 from eval.measure import Drawn
 from eval.samples import CaptionedImages, open_split, read_images
-from hdm import cli
+from hdm import cli, torchvision_cpu
 from hdm.config.compose import compose
-from hdm.config.schema import Features, RunConfig
+from hdm.config.schema import RunConfig
 from hdm.pictures import to_image
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ def ours(run: RunConfig, first: Tensor, second: Tensor, cache: Path) -> dict[str
     run.cache = str(cache)
     real = CaptionedImages(pixels=second, views=torch.zeros(len(second), 6), captions=["x"] * len(second))
     drawn = Drawn(run=run, real=real, images=first, device=CPU, console=Console(quiet=True))
-    return measure(drawn, extractor=Features.efficientnet, kinds=("fid", "kid", "prdc")).values
+    return measure(drawn, features="efficientnet", kinds=("fid", "kid", "prdc")).values
 
 
 def theirs(folders: list[Path], count: int, weights: Path) -> dict[str, float]:
@@ -99,7 +99,7 @@ def equality(
     from torchmetrics.image.fid import _compute_fid
     from torchmetrics.image.kid import poly_mmd
 
-    extractor = efficientnet(RunConfig().eval)
+    extractor = named("efficientnet", RunConfig().eval)
     x, y = (features(p, extractor, cache=cache, device=CPU, title="") for p in (first, second))
     rows = [
         ("FID", own["fid/efficientnet"], "torch-fidelity's command line", cli_values["frechet_inception_distance"]),
@@ -130,29 +130,73 @@ def equality(
     return rows
 
 
-def trace_times(d: int) -> tuple[float, float, float]:
-    """Seconds of ours and of torch-fidelity's trace, and the relative difference of the distances."""
+def trace_times(d: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """By implementation, ours first: CPU seconds of the distance from means and covariances, and the relative difference."""
+    import scipy.linalg
+
+    torchvision_cpu.declare()
     from torch_fidelity.metric_fid import fid_statistics_to_metric
 
     draw = np.random.default_rng(0)
     mix = np.logspace(0, -2, d)
-    moments = [Moments.of([draw.standard_normal((d + 200, d)) * mix + shift]) for shift in (0.0, 0.05)]
-    began = time.perf_counter()
-    own = frechet(*(Gaussian.of_moments(m) for m in moments))
-    between = time.perf_counter()
-    other = fid_statistics_to_metric(*({"mu": m.mean, "sigma": m.covariance} for m in moments), False)["frechet_inception_distance"]
-    return between - began, time.perf_counter() - between, abs(own - other) / other
+    a, b = (Moments.of([draw.standard_normal((d + 200, d)) * mix + shift]) for shift in (0.0, 0.05))
+    pair, sides = (a.covariance, b.covariance), [{"mu": m.mean, "sigma": m.covariance} for m in (a, b)]
+
+    def by_sqrtm() -> float:
+        return float(((a.mean - b.mean) ** 2).sum() + np.trace(sum(pair) - 2 * scipy.linalg.sqrtm(pair[0] @ pair[1]).real))
+
+    ways = {
+        "ours": lambda: frechet(Gaussian.of_moments(a), Gaussian.of_moments(b)),
+        "scipy's sqrtm": by_sqrtm,
+        "torch-fidelity": lambda: fid_statistics_to_metric(*sides, False)["frechet_inception_distance"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    values = {}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            began = time.process_time()  # what else runs on the machine does not count
+            values[name] = way()
+            times[name].append(time.process_time() - began)
+    return {name: (statistics.median(times[name]), abs(values["ours"] / values[name] - 1)) for name in ways}
+
+
+def resizing(pixels: Tensor) -> list[tuple[Any, ...]]:
+    """The largest value and that of clean-fid's resizer where the two differ most, of images at EfficientNet's size."""
+    from cleanfid.resize import make_resizer
+
+    from eval.efficientnet import SIZE, resized
+
+    theirs = make_resizer("PIL", False, "bicubic", (SIZE, SIZE))
+    found = resized(pixels).permute(0, 2, 3, 1).numpy().ravel()
+    wanted = np.stack([theirs(image.permute(1, 2, 0).numpy()) for image in pixels]).ravel()
+    worst = int(np.abs(found - wanted).argmax())
+    return [(f"resized to {SIZE} px, worst byte", float(found[worst]), "clean-fid", float(wanted[worst]))]
+
+
+def traces(rounds: int) -> None:
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, numpy {np.__version__}; CPU seconds, median of {rounds} rounds\n"
+    )
+    print("| Fréchet distance | ours (s) | against | theirs (s) | times as fast | relative difference |\n|---|---|---|---|---|---|")
+    for d in (768, 1280, 2048):
+        found = trace_times(d, rounds)
+        mine = found.pop("ours")[0]
+        for name, (seconds, gap) in found.items():
+            print(f"| {d}-d | {mine:.2f} | {name} | {seconds:.2f} | {seconds / mine:.1f} | {gap:.1e} |")
 
 
 def command(arguments: list[str]) -> None:
     samples, rounds, size = (
         int(cli.take_option(arguments, key) or value) for key, value in (("samples", 256), ("rounds", 3), ("size", 32))
     )
+    if cli.take_option(arguments, "only") == "trace":
+        traces(rounds)
+        return
     run = compose(["experiment=openmoji_nano", f"crop.size={size}", *arguments])
     images = read_images(run, open_split(run, "train"), 2 * samples)
     pixels = torch.cat(list(images.pictures.parts()))
     first, second = pixels[::2].contiguous(), pixels[1::2].contiguous()
-    weights = efficientnet(run.eval).weights
+    weights = named("efficientnet", run.eval).weights
     times: dict[str, list[float]] = {"torch-fidelity": [], "ours": []}
     with tempfile.TemporaryDirectory() as home:
         folders = [Path(home) / name for name in ("a", "b")]
@@ -170,7 +214,7 @@ def command(arguments: list[str]) -> None:
             times["ours"].append(time.perf_counter() - between)
         cache = Path(home) / "cache"
         own = ours(options(), first, second, cache)
-        rows = equality(first, second, own, found, cache)
+        rows = [*equality(first, second, own, found, cache), *resizing(first)]
     print(f"{2 * samples} images of {size} px, {platform.machine()} CPU, {os.cpu_count()} cores, torch {torch.__version__}\n")
     print("| number | ours | independent implementation | theirs | relative difference |\n|---|---|---|---|---|")
     for name, mine, other, value in rows:
@@ -180,10 +224,7 @@ def command(arguments: list[str]) -> None:
         print(f"| {name} | {statistics.median(seconds):.1f} | {2 * samples / statistics.median(seconds):.1f} |")
     ratio = statistics.median(a / b for a, b in zip(times["torch-fidelity"], times["ours"]))
     print(f"\nours is {ratio:.2f} times as fast (median over {rounds} interleaved rounds)\n")
-    print("| Fréchet trace | ours (s) | torch-fidelity (s) | times as fast | relative difference |\n|---|---|---|---|---|")
-    for d in (1280, 2048):
-        mine, other, gap = trace_times(d)
-        print(f"| {d}-d | {mine:.2f} | {other:.2f} | {other / mine:.1f} | {gap:.1e} |")
+    traces(rounds)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from eval import confidence
 from eval.confidence import error_of_mean
 from eval.measure import Drawn, Measured
 from eval.pictures import Pictures
@@ -28,6 +29,7 @@ from hdm.config.errors import AssetError
 from hdm.config.schema import Alignment, RunConfig
 
 _BATCH = 64
+_ROWS, _TIE = 1024, 1e-12  # rows of a block of cosines; below, two of them are equal
 Vectors = NDArray[np.float64]
 
 
@@ -120,11 +122,11 @@ class RidgeMiniLM(Aligner):
 
     def __init__(self, run: RunConfig, device: torch.device) -> None:
         """Fit on the training split, or take it from the cache. Raises AssetError without the packages that carry weights."""
-        from eval.features import efficientnet
+        from eval.extractor import named
         from eval.ridge import SentenceEncoder
 
         self.run, self.device = run, device
-        self.extractor = efficientnet(run.eval)
+        self.extractor = named("efficientnet", run.eval)
         self.sentences = SentenceEncoder(Path(run.cache), device)
         self.map = fitted(run, self.extractor, self.sentences, device)
 
@@ -159,9 +161,9 @@ def require(run: RunConfig, **_: Any) -> None:
         except AssetError:
             if run.eval.alignment is Alignment.clip:
                 raise
-    from eval.features import efficientnet
+    from eval.extractor import named
 
-    efficientnet(run.eval)
+    named("efficientnet", run.eval)
 
 
 def resolve(drawn: Drawn) -> Aligner:
@@ -187,7 +189,10 @@ def _warn(console: Console, error: AssetError) -> None:
 
 
 def measure(drawn: Drawn) -> Measured:
-    """`alignment/NAME` and `alignment/NAME_rK` of the generated images and, as the mark to reach, of the real ones (`…_real`)."""
+    """`alignment/NAME`, retrieval in both directions, and the same of the real images as the mark to reach (`…_real`).
+
+    `alignment/NAME_i2t_rK` is image-to-text, `_t2i_rK` text-to-image recall at K.
+    """
     aligner = resolve(drawn)
     captions = aligner.embed_captions(drawn.real.captions)
     values: dict[str, float] = {}
@@ -195,32 +200,42 @@ def measure(drawn: Drawn) -> Measured:
     for suffix, title, pictures in (("", "generated images", drawn.pictures), ("_real", "real images", drawn.real.pictures)):
         images = aligner.embed_images(pictures, title)
         own = np.arange(len(images)) % len(captions)
-        scores = aligner.scores((images * captions[own]).sum(axis=1))
         name = f"alignment/{aligner.name}"
-        found = {name: scores, **{f"{name}_r{k}": hits(images, captions, k=k, own=own) for k in drawn.run.eval.recall}}
+        found = {name: aligner.scores((images * captions[own]).sum(axis=1))}
+        for k in drawn.run.eval.recall:
+            found[f"{name}_i2t_r{k}"] = image_to_text(images, captions, k=k, own=own)
+            found[f"{name}_t2i_r{k}"] = text_to_image(images, captions, k=k, own=own)
         values |= {f"{key}{suffix}": float(each.mean()) for key, each in found.items()}
         if not suffix and drawn.weights is not None:
-            errors = {key: error_of_mean(each, drawn.weights) for key, each in found.items()}
+            rounds = len(drawn.weights)
+            errors = {key: error_of_mean(each, confidence.weights(len(each), rounds)) for key, each in found.items()}
+    candidates = {"captions": len(captions), "images": drawn.count}
     return Measured(
         values=values,
         errors=errors,
-        protocol={"aligner": aligner.facts(), "candidates": len(captions), "versions": versions(["torch", "transformers"])},
+        protocol={"aligner": aligner.facts(), "candidates": candidates, "versions": versions(["torch", "transformers"])},
     )
 
 
-def recall(images: Vectors, captions: Vectors, *, k: int) -> float:
-    """The fraction of images whose own caption is among the `k` nearest; an equally near one does not count against it."""
-    return float(hits(images, captions, k=k, own=np.arange(len(images))).mean())
-
-
-def hits(images: Vectors, captions: Vectors, *, k: int, own: NDArray[np.int64]) -> Vectors:
-    """1 for each image whose caption, number `own`, is among the `k` nearest, else 0: (N,)."""
+def image_to_text(images: Vectors, captions: Vectors, *, k: int, own: NDArray[np.int64]) -> Vectors:
+    """1 for each image whose caption, number `own`, is among the `k` nearest, else 0: (N,). An equally near one costs nothing."""
     found = []
-    for start in range(0, len(images), 1024):
-        rows = slice(start, start + 1024)
+    for start in range(0, len(images), _ROWS):
+        rows = slice(start, start + _ROWS)
         cosines = images[rows] @ captions.T
         mine = (images[rows] * captions[own[rows]]).sum(axis=1, keepdims=True)
-        found.append((cosines > mine + 1e-12).sum(axis=1) < k)
+        found.append((cosines > mine + _TIE).sum(axis=1) < k)
+    return np.concatenate(found).astype(np.float64)
+
+
+def text_to_image(images: Vectors, captions: Vectors, *, k: int, own: NDArray[np.int64]) -> Vectors:
+    """1 for each caption of which an image, one whose number in `own` it is, is among the `k` nearest, else 0: (captions,)."""
+    nearest = np.full(len(captions), -np.inf)
+    np.maximum.at(nearest, own, (images * captions[own]).sum(axis=1))
+    found = []
+    for start in range(0, len(captions), _ROWS):
+        rows = slice(start, start + _ROWS)
+        found.append((captions[rows] @ images.T > nearest[rows, None] + _TIE).sum(axis=1) < k)
     return np.concatenate(found).astype(np.float64)
 
 

@@ -8,10 +8,19 @@ usage: python -m eval.camera ckpt=RUN_OR_CHECKPOINT [weights=ema|raw|ema_decay] 
 One labelled sheet for each study goes to eval/camera-…/ in the run folder: rows are held-out captions, columns settings, the
 noise is the same in a row. The displacement between the sheets' columns is measured by phase correlation and compared with what
 was asked: `camera/x`, `camera/y` and `camera/zoom` are the slopes of measured on asked (1: as asked, 0: not at all), `…_within`
-the fraction of images within a pixel and a half of it.
+the fraction of images within a pixel and a half of it. Shifts are measured in four ways:
+
+  x            the position map moves and the noise stays, as in the report
+  x_moved      the noise goes along (camera.noise=moved)
+  x_control    the noise alone moves, the map stays: what of x_moved is no merit of the map
+  x_mean       the map moves; registered is the mean picture, the network's one-step guess from pure noise, over independent noises
+  x_loss       how much the validation loss rises when the maps of real crops are moved, the mean over the shifts
 
 n=8            captions
 measured=32    images for the measures
+noises=32      noises behind each mean picture
+frame=1        the pictures of shifts are the middle square of whole images so many times as long: 1 is the whole of a square one;
+               at 1.5 a shift stays within what training cut its squares from
 shifts=[-0.25,-0.125,0.125,0.25]    camera.x and camera.y, in units of the position map (1 is the side of a square)
 zooms=[0.8,1.25]                    camera.zoom
 sizes=[HxW,...]                     aspect ratios of about the training area, by default
@@ -29,19 +38,20 @@ from hdm.config.errors import HdmError
 
 if TYPE_CHECKING:
     from eval.metrics import Subject
-    from eval.sampling import Engine
+    from eval.movement import Study
 
 _LISTS = {"shifts": "-0.25,-0.125,0.125,0.25", "zooms": "0.8,1.25", "steps": "4,8,16,32", "rates": "0.25,0.5,0.75"}
-_NEAR = 1.5  # pixels
 _PER_CELL = 24  # characters of a label
 
 
 @dataclass(kw_only=True, slots=True)
 class Request:
-    """What is asked for; `sizes` is (H, W) in pixels."""
+    """What is asked for; `sizes` is (H, W) in pixels, `frame` how long the whole image is that the shifts look into."""
 
     shown: int
     measured: int
+    noises: int
+    frame: float
     shifts: list[float]
     zooms: list[float]
     sizes: list[tuple[int, int]]
@@ -56,12 +66,16 @@ def parse(arguments: list[str]) -> Request:
     request = Request(
         shown=_whole("n", cli.take_option(arguments, "n") or "8"),
         measured=_whole("measured", cli.take_option(arguments, "measured") or "32"),
+        noises=_whole("noises", cli.take_option(arguments, "noises") or "32"),
+        frame=(_numbers("frame", cli.take_option(arguments, "frame") or "1") or [0.0])[0],
         shifts=numbers["shifts"],
         zooms=numbers["zooms"],
         sizes=[_size(text) for text in sizes.split(",") if text],
         steps=[int(value) for value in numbers["steps"]],
         rates=numbers["rates"],
     )
+    if request.frame < 1:
+        raise HdmError(f"frame={request.frame:g}: must be 1 or more; the whole image is so many times as long as the picture")
     if any(zoom <= 0 for zoom in request.zooms):
         raise HdmError(f"zooms={request.zooms}: must be above 0; 1 is no zoom")
     if any(not 0 < rate < 1 for rate in request.rates):
@@ -69,106 +83,7 @@ def parse(arguments: list[str]) -> Request:
     return request
 
 
-class Study:
-    """Draws one checkpoint in many ways, with the same captions and noise."""
-
-    def __init__(self, subject: "Subject", request: Request) -> None:
-        from eval.metrics import prepare
-        from eval.sampling import Engine
-
-        self.subject, self.request = subject, request
-        drawn = prepare(subject)
-        self.device, self.captions = drawn.device, drawn.real.captions[: max(request.shown, request.measured)]
-        self.engine = Engine(subject.loaded.model, subject.run, device=self.device)
-        side = subject.run.crop.size
-        self.size = (side, side)
-
-    def draw(self, count: int, *, camera: Any = None, size: tuple[int, int] | None = None, engine: "Engine | None" = None) -> Any:
-        """uint8 (count, 3, H, W) of the first captions."""
-        import torch
-
-        from eval.samples import GROUP
-        from eval.sampling import Group
-        from hdm.model.backbone import full_view
-
-        size = size or self.size
-        parts = []
-        for start in range(0, min(count, len(self.captions)), GROUP):
-            captions = self.captions[start : min(count, start + GROUP)]
-            keys = list(range(start, start + len(captions)))
-            group = Group(captions=captions, views=full_view(*size, batch=len(captions)), keys=keys, size=size)
-            parts.append((engine or self.engine).draw(group, camera=camera))
-        return torch.cat(parts)
-
-    def other(self, *overrides: str) -> "Engine":
-        """An engine for the same network, sampled differently; encoders are shared."""
-        from eval.sampling import Engine
-        from hdm.config.amend import amend
-
-        run = amend(self.subject.run, overrides)
-        encoders = {"text_encoder": self.engine.text_encoder, "autoencoder": self.engine.autoencoder}
-        return Engine(self.subject.loaded.model, run, device=self.device, **encoders)
-
-    def pixels_per_unit(self) -> tuple[float, float]:
-        """How many pixels down and right one unit of the position map is."""
-        from hdm.model.backbone import full_view
-
-        rows, columns = self.engine.generator.token_grid(self.size)
-        position = self.engine.generator.model.position_map(full_view(*self.size, batch=1).to(self.device), (rows, columns))[0]
-        span = position[-1] - position[0]
-        height, width = self.size
-        return height * (rows - 1) / rows / float(span[0]), width * (columns - 1) / columns / float(span[1])
-
-
-def movements(study: Study, advance: Any) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, list[tuple[str, Any]]]]:
-    """Slopes and fractions by name, a row for each setting, and the images of each study by label."""
-    import numpy as np
-
-    from eval import registration
-    from hdm.diffusion.generate import Camera
-
-    request = study.request
-    count = max(request.measured, request.shown)
-    still = study.draw(count)
-    advance(1)
-    down, right = study.pixels_per_unit()
-    rows: list[dict[str, Any]] = []
-    values: dict[str, float] = {}
-    sheets: dict[str, list[tuple[str, Any]]] = {}
-    for axis, unit, column in (("x", right, 1), ("y", down, 0)):
-        asked, found, near = [], [], []
-        sheets[axis] = [("as it is", still)]
-        for shift in request.shifts:
-            images = study.draw(count, camera=Camera(**{axis: shift}))
-            advance(1)
-            each = registration.displacement(still[: request.measured], images[: request.measured])[:, column]
-            common = registration.common_displacement(still[: request.measured], images[: request.measured])[column]
-            wanted = -shift * unit  # the camera goes right, the picture left
-            rows.append(
-                {"setting": f"camera.{axis}={shift:g}", "asked": wanted, "median": float(np.median(each)), "common": common}
-            )
-            asked.append(wanted)
-            found.append(float(np.median(each)))
-            near.append(float((np.abs(each - wanted) <= _NEAR).mean()))
-            sheets[axis].append((f"camera.{axis}={shift:g}", images))
-        values[f"camera/{axis}"] = float(np.dot(asked, found) / np.dot(asked, asked))
-        values[f"camera/{axis}_within"] = float(np.mean(near))
-    sheets["zoom"] = [("as it is", still)]
-    asked, found = [], []
-    for factor in request.zooms:
-        images = study.draw(count, camera=Camera(zoom=factor))
-        advance(1)
-        each = registration.zoom(still[: request.measured], images[: request.measured])
-        rows.append({"setting": f"camera.zoom={factor:g}", "asked": factor, "median": float(np.median(each)), "common": None})
-        asked.append(np.log(factor))
-        found.append(float(np.log(np.median(each))))
-        sheets["zoom"].append((f"camera.zoom={factor:g}", images))
-    if asked:
-        values["camera/zoom"] = float(np.dot(asked, found) / np.dot(asked, asked))
-    return values, rows, sheets
-
-
-def settings(study: Study, advance: Any) -> dict[str, list[tuple[str, Any]]]:
+def settings(study: "Study", advance: Any) -> dict[str, list[tuple[str, Any]]]:
     """The images of the studies that are looked at, not measured: aspect ratios, steps, rates."""
     from hdm.config.errors import ConfigError
 
@@ -207,13 +122,15 @@ def conduct(subject: "Subject", request: Request, recorder: Any) -> dict[str, fl
     from rich.table import Table
 
     from eval import protocol
+    from eval.movement import Study, movements, passes
     from hdm.files import write_json
 
     study = Study(subject, request)
     run, loaded = subject.run, subject.loaded
-    passes = 1 + 2 * len(request.shifts) + len(request.zooms) + len(request.sizes or _ratios(study)) + len(request.steps)
-    with cli.progress("camera study", passes + len(request.rates), "settings") as advance:
-        values, rows, sheets = movements(study, advance)
+    looked_at = len(request.sizes or _ratios(study)) + len(request.steps) + len(request.rates)
+    with cli.progress("camera study", passes(request) + looked_at, "settings") as advance:
+        found = movements(study, advance)
+        values, rows, sheets = found.values, found.rows, found.sheets
         sheets |= settings(study, advance)
     facts = protocol.sampling_protocol(
         run,
@@ -239,19 +156,21 @@ def conduct(subject: "Subject", request: Request, recorder: Any) -> dict[str, fl
         recorder.metrics(values, None)
         recorder.tags({"protocol.camera": digest})
         recorder.artifact(report)
-    table = Table(title=f"{loaded.folder.name}: displacement, protocol {digest}", title_justify="left")
-    for column in ("setting", "asked", "median", "of all together"):
-        table.add_column(column, justify="left" if column == "setting" else "right")
+    table = Table(title=f"{loaded.folder.name}: displacement in pixels, protocol {digest}", title_justify="left")
+    headings = {"asked": "asked", "median": "median", "common": "of all together", "loss": "rise of the loss"}
+    table.add_column("setting")
+    for heading in headings.values():
+        table.add_column(heading, justify="right")
     for row in rows:
-        common = "" if row["common"] is None else f"{row['common']:.2f}"
-        table.add_row(row["setting"], f"{row['asked']:.2f}", f"{row['median']:.2f}", common)
+        numbers = [f"{row[key]:.{4 if key == 'loss' else 2}f}" if key in row else "" for key in headings]
+        table.add_row(row["setting"], *numbers)
     console = Console(soft_wrap=True)
     console.print(table)
     console.print("  ".join(f"{name} {value:.3f}" for name, value in values.items()), highlight=False)
     return values
 
 
-def _sheet(study: Study, columns: list[tuple[str, Any]], path: Path) -> None:
+def _sheet(study: "Study", columns: list[tuple[str, Any]], path: Path) -> None:
     from hdm.pictures import sheet
 
     count = min(study.request.shown, len(study.captions))
@@ -262,7 +181,7 @@ def _sheet(study: Study, columns: list[tuple[str, Any]], path: Path) -> None:
     sheet(images, labels, columns=len(columns)).save(path)
 
 
-def _ratios(study: Study) -> list[tuple[int, int]]:
+def _ratios(study: "Study") -> list[tuple[int, int]]:
     """Sizes of about the training area, from twice as high as wide to twice as wide as high, in whole patches."""
     import math
 

@@ -13,34 +13,33 @@ from rich.console import Console
 
 from eval import manifold
 from eval.confidence import error_of
-from eval.features import EXTRACTORS, Extractor, features, resolve
+from eval.extractor import Extractor, named, resolve
+from eval.features import features as vectors
 from eval.frechet import Array, Gaussian, frechet
 from eval.kernel import gaussian, mmd, mmd_error, polynomial
 from eval.measure import Drawn, Measured
 from eval.protocol import versions
 from eval.reference import Reference, reference
 from hdm.config.errors import DataError
-from hdm.config.schema import Features, RunConfig
+from hdm.config.schema import RunConfig
 
 KID_SUBSET = 1000
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # Jayasumana et al., 2024
-NAMES = {"fid": "fid", "kid": "kid", "fd_dinov2": "fd"}
-_LIBRARIES = ["torch", "torch-fidelity", "pillow"]
 
 
-def require(run: RunConfig, extractor: Features | None = None, **_: Any) -> None:
-    """Raise AssetError when the extractor that is asked for is not here."""
-    _extractor(run, Console(quiet=True), extractor)
+def require(run: RunConfig, features: str | None = None, **_: Any) -> None:
+    """Raise ConfigError for an extractor that nobody registered, AssetError when its weights are not here."""
+    _extractor(run, Console(quiet=True), features)
 
 
-def measure(drawn: Drawn, extractor: Features | None = None, kinds: Sequence[str] = ("fid", "kid")) -> Measured:
+def measure(drawn: Drawn, features: str | None = None, kinds: Sequence[str] = ("fid", "kid")) -> Measured:
     """`KIND/EXTRACTOR` of the generated images against the real ones, KIND being fid, kid, fd, kd, prdc or cmmd.
 
     Raises AssetError without weights, DataError for a reference of another extractor or with too few images.
     """
-    found = _extractor(drawn.run, drawn.console, extractor)
+    found = _extractor(drawn.run, drawn.console, features)
     real = reference(drawn, found)
-    generated = features(drawn.pictures, found, cache=drawn.cache, device=drawn.device, title="generated images")
+    generated = vectors(drawn.pictures, found, cache=drawn.cache, device=drawn.device, title="generated images")
     _check(generated, "generated images")
     _check(real.features, "real images")
     values: dict[str, float] = {}
@@ -51,8 +50,7 @@ def measure(drawn: Drawn, extractor: Features | None = None, kinds: Sequence[str
         values |= part.values
         errors |= part.errors
         protocol |= part.protocol
-    libraries = [*_LIBRARIES, *(["transformers"] if found.name in ("dinov2", "clip") else [])]
-    return Measured(values=values, errors=errors, protocol={**protocol, "versions": versions(libraries)})
+    return Measured(values=values, errors=errors, protocol={**protocol, "versions": versions(found.libraries)})
 
 
 def kid_estimator(samples: int, others: int | None = None) -> dict[str, Any]:
@@ -62,8 +60,8 @@ def kid_estimator(samples: int, others: int | None = None) -> dict[str, Any]:
     return {"kid_subsets": 1 if whole else 100, "kid_subset_size": min(fewest, KID_SUBSET)}
 
 
-def _extractor(run: RunConfig, console: Console, fixed: Features | None) -> Extractor:
-    return resolve(run.eval, console) if fixed is None else EXTRACTORS[fixed](run.eval)
+def _extractor(run: RunConfig, console: Console, fixed: str | None) -> Extractor:
+    return resolve(run.eval, console) if fixed is None else named(fixed, run.eval)
 
 
 def _frechet(kind: str) -> Any:

@@ -53,10 +53,15 @@ class EfficientNetLite0(FeatureExtractorBase):  # type: ignore[misc]
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B 1280"]]:
         """Features in double precision, in which KID's cubes keep their digits."""
-        x = F.interpolate(images.float(), size=(SIZE, SIZE), mode="bicubic", antialias=True, align_corners=False)
-        x = (x.clamp(0, 255) - 127.0) / 128.0
+        x = (resized(images) - 127.0) / 128.0
         maps = self.net.extract_features(x.contiguous(memory_format=torch.channels_last))
         return (maps.mean(dim=(2, 3)).double(),)
+
+
+def resized(images: UInt8[Tensor, "B 3 H W"], side: int = SIZE) -> Float[Tensor, "B 3 S S"]:
+    """Values in [0, 255] at `side` x `side`, never rounded to bytes: the resizing that clean-fid asks for (Parmar et al., 2022)."""
+    x = F.interpolate(images.float(), size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+    return x.clamp(0, 255)
 
 
 register_feature_extractor(FIDELITY_NAME, EfficientNetLite0)

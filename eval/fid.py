@@ -10,7 +10,7 @@ thousands of images, where FID is biased. The numbers go to eval/ in the run fol
 protocol.
 
 eval.samples=512      images, at most what the val split has
-eval.features=auto    auto | inception | efficientnet | dinov2 | clip; auto is inception where it is, else efficientnet, and says so
+eval.features=auto    auto | inception | efficientnet | dinov2 | clip | a plug-in's; auto: inception if here, else efficientnet
 eval.inception=FILE   the Inception weights, where they are not in torch's hub folder
 eval.seed=0           noise seed
 Also: sampler.*, guidance.*, sampling.batch_size, device, datasets, cache, track.* (docs/evaluation.md).

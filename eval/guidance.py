@@ -32,11 +32,11 @@ _BY = {"kid": ("kid/", min), "fid": ("fid/", min), "alignment": ("alignment/", m
 
 @dataclass(kw_only=True, slots=True)
 class Point:
-    """One scale of one arm: its metrics by name and the digests of their protocols."""
+    """One scale of one arm: its metrics by name and their protocols."""
 
     scale: float
     values: dict[str, float]
-    digests: dict[str, str]
+    protocols: dict[str, dict[str, Any]]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,6 +50,16 @@ class Curve:
     def best(self, name: str, by: str) -> Point:
         """The point with the best value of metric `name`."""
         return _BY[by][1](self.points, key=lambda point: point.values[name])
+
+    def open_end(self, name: str, by: str) -> str:
+        """The end of the grid that the best point is, such as "4, the largest"; "" when worse ones lie on either side.
+
+        Scale 0, where captions do nothing, is no open end.
+        """
+        scale, scales = self.best(name, by).scale, [point.scale for point in self.points]
+        if scale == max(scales):
+            return f"{scale:g}, the largest"
+        return f"{scale:g}, the least" if scale == min(scales) and scale > 0 else ""
 
     def at_default(self) -> Point:
         """The point of the run's own scale."""
@@ -89,23 +99,23 @@ def curve(found: "Subject", grid: Sequence[float], recorder: Any) -> Curve:
     for scale in sorted({*grid, default}):
         run = dataclasses.replace(found.run, guidance=dataclasses.replace(found.run.guidance, scale=scale))
         subject = dataclasses.replace(found, run=run)
-        digests: dict[str, str] = {}
-        values = measure(subject, ["fid", "clip"], recorder=recorder, digests=digests)
-        points.append(Point(scale=scale, values=values, digests=digests))
+        protocols: dict[str, dict[str, Any]] = {}
+        values = measure(subject, ["fid", "clip"], recorder=recorder, protocols=protocols)
+        points.append(Point(scale=scale, values=values, protocols=protocols))
     return Curve(label=found.loaded.folder.name, default=default, points=points)
 
 
 def show(curves: Sequence[Curve], by: str, path: Path) -> None:
-    """The table on the terminal, the curves as a figure and as JSON beside it."""
-    import dataclasses
-
+    """The table on the terminal, the curves as a figure and as JSON beside it. Raises HdmError for arms of different protocols."""
     from rich.console import Console
     from rich.table import Table
 
     from hdm.files import write_json
+    from hdm.track.protocol import digest
 
     if not all(point.values for each in curves for point in each.points):
         return  # a process that only helps to draw
+    _require_equal(curves)
     names = list(curves[0].points[0].values)
     judged = next(name for name in names if name.startswith(_BY[by][0]))
     columns = [name for name in names if not name.endswith("_real")]
@@ -116,10 +126,41 @@ def show(curves: Sequence[Curve], by: str, path: Path) -> None:
         for word, point in (("default", each.at_default()), ("best", each.best(judged, by))):
             table.add_row(each.label, word, f"{point.scale:g}", *(f"{point.values[name]:.4g}" for name in columns))
     Console(soft_wrap=True).print(table)
+    for each in curves:
+        if end := each.open_end(judged, by):
+            Console(stderr=True, soft_wrap=True).print(
+                f"[bold yellow]{each.label}: the best scale by {judged} is {end} of the grid, so a better one may lie beyond;"
+                " widen guidance_grid=\\[...][/]",
+                highlight=False,
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     _figure(curves, names, path)
-    write_json(path.with_suffix(".json"), {"by": judged, "curves": [dataclasses.asdict(each) for each in curves]})
+    found = [
+        {
+            "label": each.label,
+            "default": each.default,
+            "points": [
+                {
+                    "scale": p.scale,
+                    "values": p.values,
+                    "digests": {name: digest(own) for name, own in p.protocols.items()},
+                }
+                for p in each.points
+            ],
+        }
+        for each in curves
+    ]
+    write_json(path.with_suffix(".json"), {"by": judged, "curves": found})
     print(path)
+
+
+def _require_equal(curves: Sequence[Curve]) -> None:
+    from hdm.track.protocol import require_equal
+
+    for scale in {point.scale for each in curves for point in each.points}:
+        found = {each.label: point.protocols for each in curves for point in each.points if point.scale == scale}
+        for metric in next(iter(found.values())):
+            require_equal({label: protocols.get(metric, {}) for label, protocols in found.items()}, metric=metric)
 
 
 def _figure(curves: Sequence[Curve], names: Sequence[str], path: Path) -> None:

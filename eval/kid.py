@@ -8,7 +8,7 @@ usage: python -m eval.kid ckpt=RUN_OR_CHECKPOINT [protocol=NAME] [weights=ema|ra
 Unbiased at any number of images: two sets of one kind give 0 on average. `python -m eval.fid` gives it beside FID.
 
 eval.samples=512      images
-eval.features=auto    auto | inception | efficientnet | dinov2 | clip; auto is inception where its weights are, else efficientnet
+eval.features=auto    auto | inception | efficientnet | dinov2 | clip | a plug-in's; auto: inception if here, else efficientnet
 eval.seed=0           noise seed
 reference=val         val | train | FILE.safetensors of python -m eval.reference
 Also: sampler.*, guidance.*, sampling.batch_size, device, datasets, cache, track.* (docs/evaluation.md).

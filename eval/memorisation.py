@@ -10,7 +10,7 @@ network that copies has a low fraction of authentic images; `_real` is that of t
 sheet shows the nearest pairs.
 
 eval.samples=512      images
-eval.features=auto    auto | inception | efficientnet | dinov2 | clip
+eval.features=auto    auto | inception | efficientnet | dinov2 | clip, or a plug-in's (python -m eval.fd --help)
 Also: sampler.*, guidance.*, protocol=NAME, device, datasets, cache, track.* (docs/evaluation.md).
 """
 
@@ -29,7 +29,7 @@ def require(run: "RunConfig", **_: Any) -> None:
     """Raise AssetError when the extractor that is asked for is not here."""
     from rich.console import Console
 
-    from eval.features import resolve
+    from eval.extractor import resolve
 
     resolve(run.eval, Console(quiet=True))
 
@@ -39,7 +39,8 @@ def measure(drawn: "Drawn") -> "Measured":
     import torch
 
     from eval.confidence import error_of_mean
-    from eval.features import features, resolve
+    from eval.extractor import resolve
+    from eval.features import features
     from eval.manifold import nearest, radii
     from eval.measure import Measured
     from eval.protocol import versions

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from hdm.config.amend import amend, check_amendable
 from hdm.config.errors import AssetError, ConfigError, DataError, HdmError, suggest
-from hdm.config.schema import Features, Metric, RunConfig
+from hdm.config.schema import Metric, RunConfig
 from hdm.files import write_json
 from hdm.train.recorder import Recorder
 
@@ -25,23 +25,29 @@ _SHOWN = 24  # generated images on the contact sheet, each below its real one
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class _Entry:
-    """The module of a metric, with `require(run, **options)` and `measure(drawn, **options)`; whether it looks at images."""
+    """The module of a metric, with `require(run, **options)` and `measure(drawn, **options)`; whether it looks at images.
+
+    `choice` is the key of `eval` whose value is part of the names of its numbers, `unnamed` are keys that move them and are not.
+    """
 
     module: str
     options: Mapping[str, Any] = field(default_factory=dict)
     images: bool = True
+    choice: str | None = None
+    unnamed: tuple[str, ...] = ()
 
 
 METRICS: dict[Metric, _Entry] = {
-    Metric.fid: _Entry(module="eval.distribution"),
-    Metric.kid: _Entry(module="eval.distribution", options={"kinds": ("kid",)}),
-    Metric.prdc: _Entry(module="eval.distribution", options={"kinds": ("prdc",)}),
-    Metric.fd_dinov2: _Entry(module="eval.distribution", options={"kinds": ("fd", "kd"), "extractor": Features.dinov2}),
-    Metric.cmmd: _Entry(module="eval.distribution", options={"kinds": ("cmmd",), "extractor": Features.clip}),
-    Metric.clip: _Entry(module="eval.alignment"),
+    Metric.fid: _Entry(module="eval.distribution", choice="features"),
+    Metric.kid: _Entry(module="eval.distribution", options={"kinds": ("kid",)}, choice="features"),
+    Metric.prdc: _Entry(module="eval.distribution", options={"kinds": ("prdc",)}, choice="features"),
+    Metric.fd: _Entry(module="eval.distribution", options={"kinds": ("fd", "kd")}, choice="features"),
+    Metric.fd_dinov2: _Entry(module="eval.distribution", options={"kinds": ("fd", "kd"), "features": "dinov2"}),
+    Metric.cmmd: _Entry(module="eval.distribution", options={"kinds": ("cmmd",), "features": "clip"}),
+    Metric.clip: _Entry(module="eval.alignment", choice="alignment"),
     Metric.valloss: _Entry(module="eval.valloss", images=False),
-    Metric.memorisation: _Entry(module="eval.memorisation"),
-    Metric.preference: _Entry(module="eval.preference"),
+    Metric.memorisation: _Entry(module="eval.memorisation", unnamed=("features",)),
+    Metric.preference: _Entry(module="eval.preference", choice="preference"),
 }
 
 
@@ -105,11 +111,11 @@ def measure(
     *,
     recorder: Recorder | None = None,
     skip: bool = False,
-    digests: dict[str, str] | None = None,
+    protocols: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, float]:
     """See `evaluate`; `skip` passes over metrics whose weights are not here, with a line each.
 
-    `digests` is given the digest of each value's protocol.
+    `protocols` is given the protocol of each value.
     """
     from eval.sampling import rank
 
@@ -119,7 +125,6 @@ def measure(
     drawn, sampling = draw(subject) if images else (prepare(subject), {})
     if rank() > 0:
         return {}
-    label = _label(subject)
     values: dict[str, float] = {}
     title = f"{loaded.folder.name} at {loaded.samples:,} samples, {loaded.weights}" + (f", {drawn.count} images" if images else "")
     table = Table(title=title, title_justify="left")
@@ -129,13 +134,13 @@ def measure(
         entry = METRICS[Metric(name)]
         measured: Measured = importlib.import_module(entry.module).measure(drawn, **entry.options)
         protocol = {"metric": str(name), **(sampling if entry.images else {}), **measured.protocol}
-        report = _Report(subject=subject, metric=str(name), protocol=protocol, measured=measured, label=label)
+        report = _Report(subject=subject, metric=Metric(name), protocol=protocol, measured=measured)
         report.write()
         if recorder is not None:
             report.record(recorder)
         values |= measured.values
-        if digests is not None:
-            digests |= dict.fromkeys(measured.values, report.hash)
+        if protocols is not None:
+            protocols |= dict.fromkeys(measured.values, protocol)
         for key, value in measured.values.items():
             error = f"{measured.errors[key]:.2g}" if key in measured.errors else ""
             table.add_row(key, f"{value:.5g}", error, report.hash)
@@ -231,34 +236,38 @@ def _available(run: RunConfig, metrics: Sequence[str]) -> list[str]:
     return found
 
 
-def _label(subject: Subject) -> str:
+def _label(subject: Subject, unnamed: Sequence[str]) -> str:
     """What sets this evaluation apart from the run's own, which has the plain names: "" for that one."""
     from hdm.train.checkpoint import latest
 
     loaded, own = subject.loaded, subject.loaded.run
-    same = subject.weights == "ema" and _settings(subject.run) == _settings(own)
+    same = subject.weights == "ema" and _settings(subject.run, unnamed) == _settings(own, unnamed)
     newest = latest(loaded.folder) if (loaded.folder / "checkpoints").is_dir() else None
     last = newest is None or newest.name == f"samples-{loaded.samples:09d}"
     last = last and subject.during is None
     return "" if same and last else "protocol" if last else f"{loaded.samples:09d}"
 
 
-def _settings(run: RunConfig) -> tuple[Any, ...]:
-    e = run.eval  # its extractor and aligner are part of the metrics' names
+def _settings(run: RunConfig, unnamed: Sequence[str]) -> tuple[Any, ...]:
+    e = run.eval  # its extractor and aligner are part of most metrics' names
     drawn = (run.sampler, run.guidance, run.train.precision, e.samples, e.repeat, e.whole, e.reference, e.seed)
-    return *drawn, e.inception, e.clip, e.dinov2, e.judge
+    return *drawn, e.inception, e.clip, e.dinov2, e.judge, *(getattr(e, key) for key in unnamed)
 
 
 class _Report:
     """The numbers of one metric with what they depend on."""
 
-    def __init__(self, *, subject: Subject, metric: str, protocol: dict[str, Any], measured: "Measured", label: str) -> None:
+    def __init__(self, *, subject: Subject, metric: Metric, protocol: dict[str, Any], measured: "Measured") -> None:
         from eval.protocol import digest
 
-        self.subject, self.metric, self.protocol, self.measured = subject, metric, protocol, measured
+        entry, own = METRICS[metric], subject.loaded.run
+        label, chosen = _label(subject, entry.unnamed), entry.choice and getattr(subject.run.eval, entry.choice)
+        other = chosen and chosen != getattr(own.eval, entry.choice or "")  # another extractor: a file of its own, fid-clip.json
+        self.metric = f"{metric}-{chosen}" if other else str(metric)
+        self.subject, self.protocol, self.measured = subject, protocol, measured
         self.hash = digest(protocol)
         self.suffix = "" if not label else f".{self.hash}" if label == "protocol" else f".{self.hash}.{label}"
-        self.path = subject.loaded.folder / "eval" / f"{metric}{self.suffix}.json"
+        self.path = subject.loaded.folder / "eval" / f"{self.metric}{self.suffix}.json"
 
     def write(self) -> None:
         """eval/METRIC.json for the run's own protocol and newest weights, eval/METRIC.PROTOCOL[.SAMPLES].json for others."""

@@ -8,7 +8,7 @@ Precision and density: how many generated images lie among the real ones. Recall
 reach. Balls reach to the fifth neighbour; all four depend on the number of images.
 
 eval.samples=512      images
-eval.features=auto    auto | inception | efficientnet | dinov2 | clip; auto is inception where its weights are, else efficientnet
+eval.features=auto    auto | inception | efficientnet | dinov2 | clip | a plug-in's; auto: inception if here, else efficientnet
 reference=val         val | train | FILE.safetensors of python -m eval.reference
 Also: sampler.*, guidance.*, sampling.batch_size, device, datasets, cache, track.* (docs/evaluation.md).
 """

@@ -11,7 +11,7 @@ images themselves have equal protocols.
 
 eval.reference=val    val | train
 eval.samples=512      images, at most what the split has
-eval.features=auto    auto | inception | efficientnet | dinov2 | clip
+eval.features=auto    auto | inception | efficientnet | dinov2 | clip, or a plug-in's (python -m eval.fd --help)
 Also: eval.whole, device, datasets, cache (docs/evaluation.md).
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from eval.features import Extractor
+    from eval.extractor import Extractor
     from eval.measure import Drawn
 
 FORMAT = "1"
@@ -103,7 +103,7 @@ def command(arguments: list[str]) -> None:
     found = subject("reference", arguments)
     if found.run.eval.reference.endswith(".safetensors"):
         raise HdmError(f"eval.reference={found.run.eval.reference}: is a file already; choose val or train")
-    from eval.features import resolve
+    from eval.extractor import resolve
     from eval.metrics import prepare
 
     drawn: Any = prepare(found)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from eval.features import Extractor, features
+from eval.extractor import Extractor
+from eval.features import features
 from eval.samples import open_split, read_images
 from hdm.config.axes import TEXT_ENCODER
 from hdm.config.compose import flatten

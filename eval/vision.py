@@ -14,18 +14,15 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from eval.features import Extractor
+from eval.extractor import DINOV2_SIDE, Clip, Dinov2
 from hdm import torchvision_cpu
 from hdm.config.errors import AssetError
-from hdm.files import sha256
 
 torchvision_cpu.declare()
 
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor  # noqa: E402 -- imports torchvision
 
-DINOV2, CLIP = "hdm-dinov2", "hdm-clip"
 _OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-_DINOV2_SIDE = 224  # of all published figures, whatever the network was trained at
 
 
 class _Transformer(FeatureExtractorBase):  # type: ignore[misc]
@@ -88,7 +85,7 @@ def resized(images: UInt8[Tensor, "B 3 H W"], side: int) -> Float[Tensor, "B 3 S
 class Dinov2Features(_Transformer):
     """The class token behind the last norm."""
 
-    layer = "class"
+    layer = Dinov2.layer
 
     def read(self, path: str) -> Any:  # noqa: D102
         import transformers
@@ -96,7 +93,7 @@ class Dinov2Features(_Transformer):
         return transformers.Dinov2Model.from_pretrained(path, use_safetensors=True, dtype=torch.float32, **_OPTIONS)
 
     def side(self) -> int:  # noqa: D102
-        return min(_DINOV2_SIDE, int(self.net.config.image_size))
+        return min(DINOV2_SIDE, int(self.net.config.image_size))
 
     def embed(self, x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:  # noqa: D102
         states: Tensor = self.net(pixel_values=x).last_hidden_state
@@ -106,7 +103,7 @@ class Dinov2Features(_Transformer):
 class ClipFeatures(_Transformer):
     """The image embedding, of length one."""
 
-    layer = "embedding"
+    layer = Clip.layer
 
     def read(self, path: str) -> Any:  # noqa: D102
         import transformers
@@ -121,34 +118,8 @@ class ClipFeatures(_Transformer):
         return torch.nn.functional.normalize(self.net.visual_projection(states), dim=-1)
 
 
-register_feature_extractor(DINOV2, Dinov2Features)
-register_feature_extractor(CLIP, ClipFeatures)
-
-
-def dinov2(path: str) -> Extractor:
-    """Of a folder or what the hub's cache holds. Raises AssetError when it is neither."""
-    folder = found(path, key="eval.dinov2", what="DINOv2")
-    return Extractor(
-        name="dinov2",
-        registered=DINOV2,
-        layer=Dinov2Features.layer,
-        weights=folder,
-        digest=_digest(folder),
-        preprocessing=f"{_DINOV2_SIDE} px, Pillow bicubic, mean and deviation of the folder",
-    )
-
-
-def clip(path: str) -> Extractor:
-    """Of a folder or what the hub's cache holds. Raises AssetError when it is neither."""
-    folder = found(path, key="eval.clip", what="CLIP")
-    return Extractor(
-        name="clip",
-        registered=CLIP,
-        layer=ClipFeatures.layer,
-        weights=folder,
-        digest=_digest(folder),
-        preprocessing="the network's size, Pillow bicubic, mean and deviation of the folder, length one",
-    )
+register_feature_extractor(Dinov2.registered, Dinov2Features)
+register_feature_extractor(Clip.registered, ClipFeatures)
 
 
 def found(path: str, *, key: str, what: str) -> Path:
@@ -169,8 +140,3 @@ def found(path: str, *, key: str, what: str) -> Path:
         if not list(folder.glob(name)):
             raise AssetError(f"{key}={path}: has no {name}; give a folder in the format of the transformers library")
     return folder
-
-
-def _digest(folder: Path) -> str:
-    digests = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    return digests[0] if len(digests) == 1 else "+".join(digest[:16] for digest in digests)

@@ -8,7 +8,7 @@ a variant does not go with a default of another axis, the nearest that it goes w
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -73,6 +73,30 @@ def refused_table() -> str:
     lines = ["| needs | takes | what is said |", "|---|---|---|"]
     lines += [f"| `{needing}` | `{taking}` | {_cell(message)} |" for needing, taking, message in rows]
     return "\n".join([*lines, "", f"{len(rows)} pairs of variants are refused, {pairs - len(rows)} are allowed.", ""])
+
+
+def counts_table() -> str:
+    """How many variants each axis has, and how many of their pairs with variants of other axes go together."""
+    lines = ["| axis | variants | pairs that go together | refused |", "|---|--:|--:|--:|"]
+    lines += [f"| `{axis.name}` | {len(axis.variants)} | {_split(_pairs(axis, AXES.values()))} |" for axis in AXES.values()]
+    every = [pair for first, second in combinations(AXES.values(), 2) for pair in _pairs(first, [second])]
+    trained = [pair for pair in every if all(variant.axis in _model_axes() for variant in pair)]
+    total = sum(len(axis.variants) for axis in AXES.values())
+    lines += [f"| all, each pair once | {total} | {_split(every)} |", f"| those of the network | | {_split(trained)} |"]
+    return "\n".join(
+        [*lines, "", "Every pair of the network that goes together is trained by python -m pytest tests/contract.", ""]
+    )
+
+
+def _pairs(axis: Axis[Any], others: Iterable[Axis[Any]]) -> list[tuple[Variant[Any], Variant[Any]]]:
+    """Every variant of `axis` with every variant of other axes."""
+    rest = [variant for other in others if other is not axis for variant in other.variants.values()]
+    return [(variant, other) for variant in axis.variants.values() for other in rest]
+
+
+def _split(pairs: list[tuple[Variant[Any], Variant[Any]]]) -> str:
+    good = sum(compat.allowed(a, b) for a, b in pairs)
+    return f"{good} | {len(pairs) - good}"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

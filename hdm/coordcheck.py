@@ -12,6 +12,9 @@ A part of it passes when the change of its output does not depend on the width: 
 width lies within 0.2 of 0. rate= multiplies all learning rates, as a warm-up does. Beside it runs a control, AdamW with one rate
 for all tensors and widths, which has to fail: a check that passes everything proves nothing.
 
+Rules divide the steps of an Adam without epsilon. Gradients shrink as networks widen, and behind layers that start at zero they are
+as small as epsilon: what fails at optimizer.eps=1e-8 may pass at optimizer.eps=1e-20. Such layers also move late: steps=8.
+
 Writes coordcheck.json and coordcheck.png into the folder `out`. Exit code: 0 when every part passes and the control fails, else 1.
 Sizes other than the width start from model=nano. What can be set: python -m hdm.variants [AXIS | keys].
 """

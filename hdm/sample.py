@@ -11,6 +11,7 @@ n=1               images per prompt
 size=HxW          pixels; any aspect ratio; the training size by default
 seed=0            noise seed: image i of a call is the same whatever n and the batch size are
 camera.x=0 camera.y=0 camera.zoom=1    x > 0 looks to the right, y > 0 down, zoom > 1 goes closer, on the position map
+camera.noise=still    still: the noise stays in its place, as in the report; moved: it goes with what is seen
 weights=ema       ema | raw | ema_decay | ema:WIDTH, such as ema:0.07, made of snapshots (python -m hdm.ema)
 out=FILE.png      the labelled sheet; single images go beside it into FILE/; below samples/ in the run folder by default
 Also: sampler.*, guidance.*, sampling.batch_size, device, cache, train.precision (python -m hdm.variants sampler).
@@ -25,12 +26,12 @@ from hdm.config.amend import amend, check_amendable
 from hdm.config.errors import HdmError, suggest
 from hdm.config.schema import RunConfig
 
-_OPTIONS = ("ckpt", "prompts", "n", "size", "seed", "camera.x", "camera.y", "camera.zoom", "weights", "out")
+_OPTIONS = ("ckpt", "prompts", "n", "size", "seed", "camera.x", "camera.y", "camera.zoom", "camera.noise", "weights", "out")
 
 
 @dataclass(kw_only=True, slots=True)
 class Request:
-    """What is asked for; `size` is (H, W) in pixels, `camera` (x, y, zoom)."""
+    """What is asked for; `size` is (H, W) in pixels, `camera` (x, y, zoom), `noise` that of the camera."""
 
     ckpt: str
     prompts: list[str]
@@ -38,6 +39,7 @@ class Request:
     size: tuple[int, int] | None
     seed: int
     camera: tuple[float, float, float]
+    noise: str
     weights: str
     out: str | None
     overrides: list[str]
@@ -75,6 +77,7 @@ def parse(arguments: list[str]) -> Request:
         size=_size(values["size"]),
         seed=_whole(values, "seed", "0", least=0),
         camera=camera,
+        noise=_noise(values["camera.noise"] or "still"),
         weights=values["weights"] or "ema",
         out=values["out"],
         overrides=rest,
@@ -87,13 +90,13 @@ def command(arguments: list[str]) -> None:
     import torch
 
     from hdm.config.axes import AUTOENCODER, TEXT_ENCODER
-    from hdm.diffusion.generate import Camera, Generator
+    from hdm.diffusion.generate import Camera, Generator, Noise
     from hdm.train.checkpoint import load_model
     from hdm.train.loop import pick_device
     from hdm.train.weak import load_weak
 
     x, y, zoom = request.camera
-    camera = Camera(x=x, y=y, zoom=zoom)
+    camera = Camera(x=x, y=y, zoom=zoom, noise=Noise(request.noise))
     loaded = load_model(request.ckpt, weights=request.weights)
     run = amend(loaded.run, request.overrides)
     device, cache = pick_device(run.device), Path(run.cache)
@@ -167,6 +170,12 @@ def _whole(values: dict[str, str | None], key: str, default: str, *, least: int)
     if not text.isdecimal() or int(text) < least:
         raise HdmError(f"{key}={text}: must be a whole number, {least} or more")
     return int(text)
+
+
+def _noise(text: str) -> str:
+    if text not in ("still", "moved"):
+        raise HdmError(f"camera.noise={text}: must be still or moved")
+    return text
 
 
 def _number(values: dict[str, str | None], key: str, default: str) -> float:

@@ -1,6 +1,6 @@
 """Compare variants: one run for every combination of the values that are listed, or a search among them.
 
-usage: python -m hdm.sweep KEY=VALUE,VALUE... [KEY=VALUE ...] [seeds=N] [OPTION=VALUE ...] [--plan]
+usage: python -m hdm.sweep KEY=VALUE,VALUE... [KEY=VALUE ...] [seeds=N] [OPTION=VALUE ...] [--plan] [--open]
 
   python -m hdm.sweep merge=cross,concat seeds=6                two merge strategies, six seeds each, on the quick start's data
   python -m hdm.sweep merge=glob(*) routing.rate=0,0.5 seeds=3  every merge strategy x two rates x seeds 0, 1, 2
@@ -22,6 +22,7 @@ search       grid | random | tpe | cmaes | nsgaii, with trials=N      pruner   m
 launcher     local | slurm, with launcher.KEY=VALUE                   parallel   arms at once
 storage      sqlite:///… or postgresql://… for the study              retry_failed=false   leaves failed arms as they are
 --plan       print the arms, what they cost and what they can show, and start nothing
+--open       show the comparison in the browser at the end; a database is served on 127.0.0.1 until Ctrl-C
 
 All options: docs/sweeps.md. Sweeps that come along: sweeps/*.yaml.
 """
@@ -43,7 +44,7 @@ from hdm.launch.search import check_search
 def command(arguments: list[str]) -> int:
     """Parse, then plan or run."""
     command_line = shlex.join(["python", "-m", "hdm.sweep", *arguments])
-    plan = cli.take_flag(arguments, "--plan")
+    plan, show = cli.take_flag(arguments, "--plan"), cli.take_flag(arguments, "--open")
     sweep = parse(arguments)
     sweep.command = command_line
     if plan:
@@ -51,7 +52,7 @@ def command(arguments: list[str]) -> int:
 
         print_forecast(sweep)
         return 0
-    return execute(sweep)
+    return execute(sweep, show=show)
 
 
 def parse(arguments: list[str]) -> Sweep:

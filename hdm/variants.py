@@ -1,6 +1,6 @@
 """List what can be ablated.
 
-usage: python -m hdm.variants [AXIS|EXPERIMENT-KEY ...] [--names] [--refused | --markdown | --readme | --write | --check]
+usage: python -m hdm.variants [AXIS|EXPERIMENT-KEY ...] [--names] [--counts | --refused | --markdown | --readme | --write | --check]
                               [plugins=[my_lab.merges]]
 
   python -m hdm.variants                every axis with its variants
@@ -8,6 +8,7 @@ usage: python -m hdm.variants [AXIS|EXPERIMENT-KEY ...] [--names] [--refused | -
   python -m hdm.variants merge --names  one bare name a line, for scripts
   python -m hdm.variants experiments    the experiments and what each sets
   python -m hdm.variants keys           every other key of the configuration, with defaults
+  python -m hdm.variants --counts       how many variants there are, how many pairs go together and how many are refused, by axis
   python -m hdm.variants --refused      every pair of variants that is refused, why, and what to use instead
   python -m hdm.variants --markdown     all of it as one page, with parameters and FLOPs of every variant at model=base
   python -m hdm.variants --readme       the table of axes as it stands in README.md
@@ -35,7 +36,9 @@ def command(arguments: list[str]) -> None:
     from hdm.config.errors import ConfigError, suggest
 
     names_only = cli.take_flag(arguments, "--names")
-    asked = [page for page in ("--refused", "--markdown", "--readme", "--write", "--check") if cli.take_flag(arguments, page)]
+    asked = [
+        page for page in ("--counts", "--refused", "--markdown", "--readme", "--write", "--check") if cli.take_flag(arguments, page)
+    ]
     plugins = [a for a in arguments if a.startswith("plugins=")]
     topics = [a for a in arguments if a not in plugins]
     compose.load_plugins(plugins)
@@ -66,7 +69,8 @@ def _generated(asked: list[str]) -> None:
     """What is made from the whole registry."""
     from hdm import catalogue
 
-    for text, make in {"--refused": catalogue.refused_table, "--markdown": catalogue.page, "--readme": catalogue.overview}.items():
+    tables = {"--counts": catalogue.counts_table, "--refused": catalogue.refused_table}
+    for text, make in {**tables, "--markdown": catalogue.page, "--readme": catalogue.overview}.items():
         if text in asked:
             print(make(), end="")
     if "--write" in asked:

@@ -42,6 +42,7 @@ def test_options_are_read(tmp_path):
         (["ckpt=r", "prompt=a", "n=0"], "n=0: must be a whole number, 1 or more"),
         (["ckpt=r", "prompt=a", "seed=x"], "seed=x: must be a whole number"),
         (["ckpt=r", "prompt=a", "camera.x=left"], "camera.x=left: must be a number"),
+        (["ckpt=r", "prompt=a", "camera.noise=away"], "camera.noise=away: must be still or moved"),
         (["ckpt=r", "prompt=a", "camera.zom=2"], "did you mean 'camera.zoom'"),
         (["ckpt=r", "promt=a"], "did you mean 'prompt'"),
         (["ckpt=r", "prompt=a", "red", "car"], "quote a prompt that holds spaces"),
@@ -153,7 +154,7 @@ def test_another_checkpoint_guides(untrained, tmp_path):
 def test_the_camera_of_the_command_is_that_of_the_generator(untrained):
     from hdm.config.amend import amend
     from hdm.config.axes import AUTOENCODER, TEXT_ENCODER
-    from hdm.diffusion.generate import Camera, Generator
+    from hdm.diffusion.generate import Camera, Generator, Noise
     from hdm.train.checkpoint import load_model
 
     loaded = load_model(untrained)
@@ -164,6 +165,7 @@ def test_the_camera_of_the_command_is_that_of_the_generator(untrained):
     whole = picture(untrained)
     for words, camera in (
         (["camera.x=0.3"], Camera(x=0.3)), (["camera.y=0.3"], Camera(y=0.3)), (["camera.zoom=2"], Camera(zoom=2.0)),
+        (["camera.x=0.3", "camera.noise=moved"], Camera(x=0.3, noise=Noise.moved)),
     ):  # fmt: skip
         expected = (generator.images(["a"], size=(16, 16), seed=0, camera=camera)[0] + 1) * 127.5
         found = picture(untrained, *words)

@@ -83,6 +83,22 @@ def test_refused_pairs_are_listed_each_once(capsys):
     assert printed.count("; use ") == len(apart)
 
 
+def test_pairs_are_counted_once_and_those_of_the_network_are_what_the_contract_trains(capsys):
+    command(["--counts"])
+    rows = {
+        cells[0]: cells[1:]
+        for cells in re.findall(r"^\| (.+?) \| (\d*) ?\| (\d+) \| (\d+) \|", capsys.readouterr().out, re.MULTILINE)
+    }
+    alone = [list(map(int, rows[f"`{name}`"])) for name in AXES]
+    everything = list(map(int, rows["all, each pair once"]))
+    assert [alone_[0] for alone_ in alone] == [len(axis.variants) for axis in AXES.values()]
+    assert everything[0] == sum(variants for variants, _, _ in alone)
+    assert [2 * n for n in everything[1:]] == [sum(column) for column in list(zip(*alone))[1:]]
+    network = [AXES[name] for name in catalogue._model_axes()]
+    pairs = sum(len(a.variants) * len(b.variants) for a, b in combinations(network, 2))
+    assert sum(map(int, rows["those of the network"][1:])) == pairs
+
+
 def test_an_axis_says_what_it_goes_with(capsys):
     command(["attention"])
     printed = " ".join(capsys.readouterr().out.split())

@@ -1,9 +1,9 @@
 """From the command line and YAML to a typed `RunConfig`: the only file that knows hydra and omegaconf.
 
-Experiments and presets expand to lines `key=value` (`hdm.config.lines`); the command line's come last and win. A backbone may imply
-lines on other axes, which any line of the source that chose it overrules. Hydra reads their values and composes them over the typed
-schema. The reverse, `flatten`, writes a whole configuration as such lines; it is what runs, checkpoints and MLflow parameters
-store.
+Experiments and presets expand to lines `key=value` (`hdm.config.lines`); the command line's come last and win. A backbone may
+imply lines on other axes, which any line of the source that chose it overrules. Hydra's grammar reads their values, OmegaConf puts
+them into the typed schema. The reverse, `flatten`, writes a whole configuration as such lines; it is what runs, checkpoints and
+MLflow parameters store.
 """
 
 import dataclasses
@@ -14,10 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -29,7 +25,7 @@ from hdm.config.check import check
 from hdm.config.domain import Domain, Interval
 from hdm.config.errors import ConfigError
 from hdm.config.explain import check_key, expected
-from hdm.config.lines import Line, expand, files, imply, quote, settle
+from hdm.config.lines import Line, choice, expand, files, imply, quote, settle
 from hdm.config.origin import with_origin
 from hdm.config.schema import PRESET_GROUPS, RunConfig, StageConfig
 from hdm.config.stages import collect, split_key
@@ -55,7 +51,7 @@ def _composed(lines: list[Line], default_experiment: str | None = None) -> RunCo
     final = settle(imply(collect(lines, lambda text: _hydra_parse(text).value())))
     for line in final:
         check_key(line, final)
-    config = _hydra(final)
+    config = _typed(final)
     if (width := config.model.width) is not None:
         try:
             config.model = config.model.at_width(width)
@@ -190,36 +186,29 @@ def _parse(text: str) -> Line:
     return Line(override.key_or_group, text.partition("=")[2])
 
 
-def _hydra(lines: list[Line]) -> RunConfig:
-    store = ConfigStore.instance()
-    for axis in AXES.values():
-        for variant in axis.variants.values():
-            store.store(group=axis.name, name=variant.name, node=variant.config)
-    for group, (presets, _) in PRESET_GROUPS.items():
-        for name, value in presets.items():
-            store.store(group=group, name=name, node=value)
-    defaults: list[Any] = ["_self_", *({axis.name: axis.default} for axis in AXES.values())]
-    defaults += [{group: default} for group, (_, default) in PRESET_GROUPS.items()]
-    store.store(name="run", node=_root_type(defaults))
-    GlobalHydra.instance().clear()
+def _typed(lines: list[Line]) -> RunConfig:
+    """The typed configuration that settled `lines` describe: the variants and presets that they choose, then each value in turn."""
     try:
-        with initialize(version_base="1.3", config_path=None):
-            composed = hydra_compose(config_name="run", overrides=[f"{line.key}={line.value}" for line in lines])
+        composed = OmegaConf.structured(RunConfig)
+        for axis in AXES.values():
+            composed[axis.name] = axis.variants[choice(axis.name, lines)].config
+        for group, (presets, _) in PRESET_GROUPS.items():
+            composed[group] = presets[choice(group, lines)]
+        for line in lines:
+            if line.key not in AXES and line.key not in PRESET_GROUPS:
+                try:
+                    OmegaConf.update(composed, line.key, _hydra_parse(f"{line.key}={line.value}").value(), merge=True)
+                except OmegaConfBaseException as error:
+                    raise _translated(error, line, lines) from None
         values: dict[str, Any] = {f.name: composed[f.name] for f in dataclasses.fields(RunConfig)}
         values = {k: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in values.items()}
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _translated(error, lines) from None
+    except OmegaConfBaseException as error:
+        raise _translated(error, None, lines) from None
     return with_origin(RunConfig(**values))
 
 
-def _root_type(defaults: list[Any]) -> type:
-    """RunConfig with Hydra's defaults list, which has no business in the schema itself."""
-    field = ("defaults", list[Any], dataclasses.field(default_factory=lambda: defaults))
-    return dataclasses.make_dataclass("Root", [field], bases=(RunConfig,), kw_only=True)
-
-
-def _translated(error: Exception, lines: list[Line]) -> ConfigError:
-    """One line with the key, the value and what would be right, from hydra's or omegaconf's message."""
+def _translated(error: Exception, line: Line | None, lines: list[Line]) -> ConfigError:
+    """One line with the key, the value and what would be right, from omegaconf's message."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -229,15 +218,14 @@ def _translated(error: Exception, lines: list[Line]) -> ConfigError:
     text = "\n".join(str(cause) for cause in causes)
     match = re.search(r"full_key: (\S+)", text)
     key = match.group(1) if match else ""
-    line = next((line for line in lines if line.key == key), None) or next(
-        (line for line in lines if key and key.startswith(line.key)), None
-    )
     reasons = [words.splitlines()[0] for cause in causes if (words := str(cause).strip())]  # some have none
-    if line is not None:
+    if line is None:
+        line = next((line for line in lines if key and (line.key == key or key.startswith(f"{line.key}."))), None)
+    if line is None:
+        return ConfigError(reasons[0])
+    if key.startswith(line.key):
         return ConfigError(f"{line}: {expected(key, lines, reasons[-1])}")
-    match = re.search(r"override '?([\w.]+)", text)  # inside an item of a list the full key is only the item's
-    line = next((line for line in lines if match and line.key == match.group(1)), None)
-    return ConfigError(f"{line}: {reasons[1]}; {expected(line.key, lines, reasons[-1])}" if line else reasons[0])
+    return ConfigError(f"{line}: {reasons[0]}; {expected(line.key, lines, reasons[-1])}")  # inside an item of a list
 
 
 class _Names:

@@ -275,22 +275,13 @@ class Metric(StrEnum):
     fid = "fid"
     kid = "kid"
     prdc = "prdc"
+    fd = "fd"
     fd_dinov2 = "fd_dinov2"
     cmmd = "cmmd"
     clip = "clip"
     valloss = "valloss"
     memorisation = "memorisation"
     preference = "preference"
-
-
-class Features(StrEnum):
-    """Feature extractors for FID and KID; auto is inception where its weights are, else efficientnet."""
-
-    auto = "auto"
-    inception = "inception"
-    efficientnet = "efficientnet"
-    dinov2 = "dinov2"
-    clip = "clip"
 
 
 class Alignment(StrEnum):
@@ -312,12 +303,12 @@ class EvalConfig:
     repeat: bool = option(False, "go round the held-out captions again where there are fewer than eval.samples")
     whole: bool = option(False, "whole images in their own aspect ratios instead of the square crops of validation")
     reference: str = option("val", "the real images of a distance: val, train, or FILE.safetensors of python -m eval.reference")
-    features: Features = option(Features.auto, "feature extractor: auto, inception, efficientnet, dinov2 or clip")
+    features: str = option("auto", "feature extractor: auto, inception, efficientnet, dinov2, clip; plug-ins may register more")
     inception: str | None = option(None, "file with the Inception weights; null is where torch-fidelity keeps them")
     dinov2: str = option("facebook/dinov2-large", "DINOv2: a folder, or a hub name that the local cache holds")
     alignment: Alignment = option(Alignment.auto, "text-image model: auto, clip or ridge_minilm")
     clip: str = option("openai/clip-vit-large-patch14", "CLIP: a folder, or a hub name that the local cache holds")
-    recall: list[int] = option([5], "k of the retrieval recall of alignment: own caption among the k nearest")
+    recall: list[int] = option([5], "K of alignment's R@K, image to text and text to image: one's own among the K nearest")
     preference: str = option("pickscore", "judge of eval.preference; plug-ins may register more")
     judge: str = option("yuvalkirstain/PickScore_v1", "the judge's weights: a folder, or a hub name that the local cache holds")
     bootstrap: int = option(50, "bootstrap samples behind each sampling error; 0 for none")

@@ -25,7 +25,7 @@ from hdm.config.registry import option
 from hdm.config.schema import RunConfig
 from hdm.data.buckets import hdm_sizes, nai_table, nearest_ratio, nearest_shape, pixart_table
 from hdm.data.images import Decoded, covering
-from hdm.data.order import SQUARE, BucketOrder, DrawnOrder, Order
+from hdm.data.order import SQUARE, BucketOrder, CycledOrder, DrawnOrder, Order
 from hdm.data.shards import Shards
 
 
@@ -76,8 +76,9 @@ class PatchDiffusionConfig(ShiftedSquareConfig):
     """Windows of the whole, half or a quarter of `size` at random places, one size a micro-batch (Patch Diffusion, 2304.12526).
 
     On latents the paper has no quarter: crop.half=0.5 crop.quarter=0. It also puts 2 and 4 times as many images into batches of
-    small windows. Here a step is train.batch_size samples, by which arms are paired, rates scheduled and weights averaged; a step's
-    loss is a mean over samples, so the expected gradient is the paper's and only its variance differs.
+    small windows. Here every step is train.batch_size samples: else the sample at which a step begins would depend on the draws
+    before it, and no other crop could be paired with it. A step's loss is a mean over samples, so the expected gradient is the
+    paper's; only its variance differs, and train.accumulation lowers it, as each micro-batch draws its window.
     """
 
     takes: ClassVar[dict[str, str]] = {"square": "micro-batches differ in the size of their windows"}
@@ -107,9 +108,10 @@ class PatchDiffusionConfig(ShiftedSquareConfig):
 
 @dataclass(kw_only=True, slots=True)
 class ArbConfig(ShiftedSquareConfig):
-    """Aspect-ratio buckets of about size x size pixels, by the law of HDM, NAI/Chroma or PixArt; nothing is dropped.
+    """Aspect-ratio buckets of about size x size pixels, by the law of HDM, NAI/Chroma or PixArt.
 
-    Micro-batches are of one bucket each; what they leave over becomes shifted squares.
+    Micro-batches are of one bucket each. Nothing is dropped: what they leave over becomes shifted squares. With `balanced` every
+    ratio that has enough images is seen equally often instead, however many it has, and the others never.
     """
 
     takes: ClassVar[dict[str, str]] = {"square": "batches have the aspect ratios of their images"}
@@ -118,6 +120,10 @@ class ArbConfig(ShiftedSquareConfig):
     step: int | None = option(None, "sides are multiples of it; null: 16 (hdm), 64 (nai), size / 16 (pixart), at most size / 4")
     cutoff: float | None = option(
         None, "images whose long side is that many times the short one become shifted squares; null: 2 for nai, none for the others"
+    )
+    balanced: int | None = option(
+        None,
+        "micro-batches cycle through the buckets that have this many images or more, PixArt: 3000; null: every image once an epoch",
     )
 
     def side_step(self) -> int:
@@ -136,6 +142,10 @@ class ArbConfig(ShiftedSquareConfig):
             f" {run.autoencoder.factor} x {run.model.patch} = {cell}; set crop.step={near}",
         )
         require(self.cutoff is None or self.cutoff > 1, f"crop.cutoff={self.cutoff}: must be above 1, or null for none")
+        require(
+            self.balanced is None or self.balanced > 0,
+            f"crop.balanced={self.balanced}: must be above 0, such as PixArt's 3000, or null for every image once an epoch",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,13 +282,17 @@ class Arb(ShiftedSquare):
 
     def __init__(self, config: ArbConfig) -> None:
         super().__init__(config)
-        self.law, self.step, self.cutoff = config.law, config.side_step(), config.cutoff
+        self.law, self.step, self.cutoff, self.balanced = config.law, config.side_step(), config.cutoff, config.balanced
         if self.law is BucketLaw.nai and self.cutoff is None:
             self.cutoff = 2.0
 
     def order(self, seed: int, shards: Shards, *, start: int, batch_size: int) -> Order:
         """See `Crop.order`."""
         buckets, boxes = self.assigned(shards.sizes())
+        if self.balanced is not None:
+            return CycledOrder(
+                seed, buckets, boxes=boxes, start=start, batch_size=batch_size, fewest=self.balanced, dealt=shards.deck
+            )
         return BucketOrder(seed, buckets, boxes=boxes, start=start, batch_size=batch_size, deck=shards.deck(seed))
 
     def assigned(self, sizes: NDArray[np.integer]) -> tuple[NDArray[np.int64], Sequence[tuple[int, int]]]:

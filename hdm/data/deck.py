@@ -33,6 +33,10 @@ class Deck(ABC):
         start = first - parts[0] * self.length
         return np.concatenate([self.part(number) for number in parts])[start : start + count]
 
+    @abstractmethod
+    def chosen(self, kept: NDArray[np.bool_]) -> "Deck":
+        """A deck of the same law with the records where `kept` is true alone, under their numbers here; there must be one."""
+
 
 class Shuffled(Deck):
     """A permutation of all records every epoch."""
@@ -43,6 +47,10 @@ class Shuffled(Deck):
     def part(self, number: int) -> NDArray[np.int64]:
         """See `Deck.part`."""
         return permutation(self._seed, self._purpose, number, self.length)
+
+    def chosen(self, kept: NDArray[np.bool_]) -> Deck:
+        """See `Deck.chosen`."""
+        return _Chosen(Shuffled(self._seed, int(kept.sum()), purpose=self._purpose), np.flatnonzero(kept))
 
 
 class Windowed(Deck):
@@ -65,6 +73,11 @@ class Windowed(Deck):
             windows.append(rng.permutation(np.concatenate(records)))
         return np.concatenate(windows)
 
+    def chosen(self, kept: NDArray[np.bool_]) -> Deck:
+        """See `Deck.chosen`: of the same windows' laws, over shards that have become shorter."""
+        ends = np.concatenate([[0], np.cumsum(kept)])[self._ends]
+        return _Chosen(Windowed(self._seed, ends, window=self._window, purpose=self._purpose), np.flatnonzero(kept))
+
 
 class Mixture(Deck):
     """Several decks in given shares; the records of deck k are numbered from `offsets[k]` on.
@@ -74,7 +87,7 @@ class Mixture(Deck):
     """
 
     def __init__(self, seed: int, decks: Sequence[Deck], *, offsets: Sequence[int], weights: Sequence[float]) -> None:
-        self._seed, self._decks, self._offsets = seed, list(decks), list(offsets)
+        self._seed, self._decks, self._offsets, self._weights = seed, list(decks), list(offsets), list(weights)
         exact = [Fraction(str(weight)) for weight in weights]
         self._shares = [weight / sum(exact[k:]) for k, weight in enumerate(exact)]  # of what the decks before leave over
         self.length = min(max(sum(deck.length for deck in decks), _BLOCK), _PART)
@@ -100,11 +113,34 @@ class Mixture(Deck):
         start = first - blocks[0] * _BLOCK
         return records[start : start + self.length]
 
+    def chosen(self, kept: NDArray[np.bool_]) -> Deck:
+        """See `Deck.chosen`; decks of which nothing is left leave their share to the others."""
+        own = np.split(kept, self._offsets[1:])
+        left = [k for k, part in enumerate(own) if part.any()]
+        decks = [self._decks[k].chosen(own[k]) for k in left]
+        weights = [self._weights[k] for k in left]
+        return Mixture(self._seed, decks, offsets=[self._offsets[k] for k in left], weights=weights)
+
     def _owners(self, block: int) -> NDArray[np.int64]:
         """Which deck each sample of a block comes from."""
         before, behind = self.counts(block * _BLOCK), self.counts((block + 1) * _BLOCK)
         owners = np.repeat(np.arange(len(before)), np.subtract(behind, before))
         return generator(self._seed, "order/sources", block).permutation(owners)
+
+
+class _Chosen(Deck):
+    """Some records of a data set: `deck` deals their numbers among themselves."""
+
+    def __init__(self, deck: Deck, records: NDArray[np.int64]) -> None:
+        self._deck, self.length, self._records = deck, deck.length, records
+
+    def part(self, number: int) -> NDArray[np.int64]:
+        """See `Deck.part`."""
+        return self._records[self._deck.part(number)]
+
+    def chosen(self, kept: NDArray[np.bool_]) -> Deck:
+        """See `Deck.chosen`."""
+        return _Chosen(self._deck.chosen(kept[self._records]), self._records)
 
 
 def permutation(seed: int, purpose: str, key: int, size: int) -> NDArray[np.int64]:

@@ -6,12 +6,13 @@ A crop whose batches differ in size also decides here which samples share a micr
 differ from the run's start by a multiple of their length, so a run that goes on after whole steps finds the same ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm.data.deck import Deck, Shuffled
+from hdm.config.errors import DataError
+from hdm.data.deck import Deck, Shuffled, permutation
 from hdm.rng import generator
 
 SQUARE = -1  # the bucket of images that have none, and of what full micro-batches leave over
@@ -115,6 +116,54 @@ class BucketOrder(Order):
         shuffle = generator(self._seed, "order/batches", epoch)
         places, self._dealt = deal(self._buckets[records], head=min(head, len(records)), batch=self._batch, shuffle=shuffle)
         self._permutation = records[places]
+
+
+class CycledOrder(BucketOrder):
+    """Micro-batches cycle through the buckets of `fewest` records or more: each once a cycle, in an order drawn for the cycle.
+
+    A bucket is an endless row of its own, dealt as the data set is (`dealt` makes the deck of a seed), so that its images come
+    round once before one comes again; those of a small bucket come more often. Cycle c takes the c-th micro-batch of each.
+    Raises DataError when no bucket has so many records.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        buckets: NDArray[np.int64],
+        *,
+        boxes: Sequence[tuple[int, int]],
+        start: int,
+        batch_size: int,
+        fewest: int,
+        dealt: Callable[[int], Deck],
+    ) -> None:
+        super().__init__(seed, buckets, boxes=boxes, start=start, batch_size=batch_size)
+        counts = np.bincount(buckets[buckets != SQUARE], minlength=1)
+        self._cycle = np.flatnonzero(counts >= fewest)
+        if not len(self._cycle):
+            raise DataError(
+                f"crop.balanced={fewest}: no bucket has so many images, the fullest has {counts.max()}; set"
+                f" crop.balanced={max(counts.max() // 2, 1)}, or crop.balanced=null"
+            )
+        self._rows: dict[int, Order] = {}
+        for bucket in map(int, self._cycle):
+            height, width = boxes[bucket]
+            own = int(generator(seed, "order/bucket", f"{width}x{height}").integers(2**63))
+            self._rows[bucket] = Order(own, len(buckets), deck=dealt(own).chosen(buckets == bucket))
+
+    def __getitem__(self, sample: int) -> int:
+        """See `Order.__getitem__`."""
+        cycle, bucket, place = self._turn(sample)
+        return self._rows[bucket][cycle * self._batch + place]
+
+    def _bucket(self, sample: int) -> int:
+        return self._turn(sample)[1]
+
+    def _turn(self, sample: int) -> tuple[int, int, int]:
+        """The cycle and bucket of a sample's micro-batch, and its place there."""
+        number, place = divmod(sample - self._start % self._batch, self._batch)
+        cycle, turn = divmod(number, len(self._cycle))
+        return cycle, int(self._cycle[permutation(self._seed, "order/cycle", cycle, len(self._cycle))[turn]]), place
 
 
 def deal(

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hdm import rng
@@ -19,16 +22,26 @@ from hdm.model.backbone import Backbone, Condition, full_view
 _DECODE = 16  # images per decoder pass: a decoder's activations are hundreds of times larger than its latents
 
 
+class Noise(Enum):
+    """Whether the initial noise keeps its place in the frame, or goes with what is seen when the camera is shifted."""
+
+    still = "still"
+    moved = "moved"
+
+
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Camera:
     """Where one looks, in units of the position map: p' = (p + shift) / zoom (spec 1.4).
 
-    `x` > 0 moves the camera to the right, `y` > 0 down, `zoom` > 1 goes closer.
+    `x` > 0 moves the camera to the right, `y` > 0 down, `zoom` > 1 goes closer. The report moves the map alone (noise=still). With
+    noise=moved the initial noise, which lays the composition out, goes along by as many whole latent pixels, as a window into an
+    endless field.
     """
 
     x: float = 0.0
     y: float = 0.0
     zoom: float = 1.0
+    noise: Noise = Noise.still
 
     def __post_init__(self) -> None:
         if not (self.zoom > 0 and all(map(math.isfinite, (self.x, self.y, self.zoom)))):
@@ -39,6 +52,12 @@ class Camera:
     def move(self, position: Float[Tensor, "B N 2"]) -> Float[Tensor, "B N 2"]:
         """The position map (y, x) as this camera sees it."""
         return (position + position.new_tensor([self.y, self.x])) / self.zoom
+
+    def pixels(self, unit: Float[Tensor, "B 2"]) -> list[tuple[int, int]]:
+        """By how many latent pixels, down and right, the noise of each image is moved; `unit` is what 1 of the map is in them."""
+        if self.noise is Noise.still:
+            return [(0, 0)] * len(unit)
+        return [(round(self.y * down), round(self.x * right)) for down, right in unit.tolist()]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -109,7 +128,8 @@ class Generator:
             for start in range(0, len(captions), self.run.sampling.batch_size):
                 rows = slice(start, start + self.run.sampling.batch_size)
                 batch = self._batch(captions[rows], views[rows], grid, camera)
-                latents = self._latents(batch, keys=indices[rows], grid=grid, seed=seed, on_step=on_step)
+                places = [(key, *offset) for key, offset in zip(indices[rows], camera.pixels(self.unit(views[rows], grid)))]
+                latents = self._latents(batch, places=places, grid=grid, seed=seed, on_step=on_step)
                 images += [self._decode(part) for part in torch.split(latents, _DECODE)]
         finally:
             self.model.train(was_training)
@@ -127,6 +147,13 @@ class Generator:
                 f" nearest: {nearest}"
             )
         return size[0] // (self.run.autoencoder.factor * patch), size[1] // (self.run.autoencoder.factor * patch)
+
+    def unit(self, views: Float[Tensor, "B 6"], grid: tuple[int, int]) -> Float[Tensor, "B 2"]:
+        """How many latent pixels, down and right, 1 of the position map is; 0 where the grid has a single row or column."""
+        rows, columns = grid
+        position = self.model.position_map(views.to(self.device), grid).double().cpu()
+        span = (position[:, -1] - position[:, 0]) / position.new_tensor([max(rows - 1, 1), max(columns - 1, 1)])
+        return torch.where(span > 0, self.run.model.patch / span, 0.0)
 
     def _batch(
         self, captions: Sequence[str], views: Float[Tensor, "B 6"], grid: tuple[int, int], camera: Camera
@@ -154,7 +181,7 @@ class Generator:
         self,
         batch: tuple[Condition, Condition, Weak | None],
         *,
-        keys: Sequence[int],
+        places: Sequence[tuple[int, int, int]],
         grid: tuple[int, int],
         seed: int,
         on_step: Callable[[int], None] | None,
@@ -163,7 +190,8 @@ class Generator:
         patch, sampler = self.run.model.patch, self.sampler.at(grid[0] * grid[1])
         guidance = self.guidance.along(sampler.times, weak=weak)
         shape = (self.run.autoencoder.channels, grid[0] * patch, grid[1] * patch)
-        noise = torch.from_numpy(rng.normal(seed, "sample/noise", keys, shape)).to(self.device)
+        keys = [key for key, _, _ in places]
+        noise = torch.from_numpy(field(seed, "sample/noise", places, shape)).to(self.device)
         route_noise = torch.from_numpy(rng.uniform(seed, "sample/route", keys, (grid[0] * grid[1],))).to(self.device)
         low = self.run.train.precision is Precision.bf16
 
@@ -175,7 +203,7 @@ class Generator:
             return v
 
         def fresh(step: int) -> Tensor:
-            return torch.from_numpy(rng.normal(seed, f"sample/step/{step}", keys, shape)).to(self.device)
+            return torch.from_numpy(field(seed, f"sample/step/{step}", places, shape)).to(self.device)
 
         latents: Tensor = sampler.sample(velocity, noise, fresh=fresh)
         return latents
@@ -183,6 +211,27 @@ class Generator:
     def _decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         pixels: Tensor = self.autoencoder.decode(latents)
         return pixels.float().clamp(-1.0, 1.0).cpu()
+
+
+def field(seed: int, purpose: str, places: Sequence[tuple[int, int, int]], shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Standard normal (B, C, H, W): of each image (key, down, right) the window that begins there in its endless field of noise.
+
+    Counter-based tiles of the window's size make up the field, so windows that overlap agree, and the one at (0, 0) is the first.
+    """
+    _, height, width = shape
+
+    def tile(key: int, row: int, column: int) -> NDArray[np.float32]:
+        return np.asarray(rng.normal(seed, f"{purpose}/{row},{column}" if row or column else purpose, [key], shape)[0])
+
+    windows = []
+    for key, down, right in places:
+        (row, top), (column, left) = divmod(down, height), divmod(right, width)
+        rows = [
+            np.concatenate([tile(key, r, c) for c in range(column, column + 1 + (left > 0))], axis=2)
+            for r in range(row, row + 1 + (top > 0))
+        ]
+        windows.append(np.concatenate(rows, axis=1)[:, top : top + height, left : left + width])
+    return np.stack(windows)
 
 
 def check_weak(run: RunConfig, weak: RunConfig) -> None:

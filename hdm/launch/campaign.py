@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hdm.config.errors import TrackingError
 from hdm.config.schema import RunConfig
 from hdm.files import locked, write_json
-from hdm.launch import record, view
+from hdm.launch import champion, pictures, record, view
 from hdm.launch.arm import Arm, adopted, mark, sweep_name, sweep_tag
 from hdm.launch.grammar import SweepAxis, values_of
 from hdm.launch.job import ArmJob
@@ -24,11 +24,15 @@ from hdm.launch.options import Cluster, Search, SweepOptions
 from hdm.launch.search import Explorer
 from hdm.launch.study import Study
 from hdm.track import environment
-from hdm.track.events import EventLog
+from hdm.track.browse import browse
+from hdm.track.events import EventLog, redact
 from hdm.track.mlflow import Shipper
 from hdm.track.replay import sync
 from hdm.track.replica import reason, say
-from hdm.track.uri import connect, resolve
+from hdm.track.uri import alone, connect, fragment, resolve
+
+if TYPE_CHECKING:
+    from hdm.launch.ranking import Ranking
 
 _POLL = 0.5  # seconds
 _GRACE = 120.0  # seconds for interrupted arms to save
@@ -57,13 +61,17 @@ class Sweep:
         self.folder = Path(self.run.out) / "sweeps" / self.name
 
 
-def execute(sweep: Sweep) -> int:
-    """Run what is not finished, rank everything; return 0, or 1 if an arm failed, or 130 when interrupted."""
+def execute(sweep: Sweep, *, show: bool = False) -> int:
+    """Run what is not finished, rank everything; return 0, or 1 if an arm failed, or 130 when interrupted.
+
+    `show` opens the comparison in the person's browser at the end.
+    """
     run = sweep.run
     sweep.folder.mkdir(parents=True, exist_ok=True)
     busy = f"{sweep.folder}: another launcher runs this sweep; wait for it or stop it"
-    with locked(sweep.folder / "lock", busy=busy):
+    with locked(sweep.folder / "lock", busy=busy), contextlib.ExitStack() as held:
         campaign = Campaign(sweep)
+        held.enter_context(_undivided(sweep))
         shipper = Shipper(sweep.folder, uri=run.track.uri, experiment=run.track.experiment, run_name=sweep.name)
         log = EventLog(sweep.folder)
         log.params(_params(sweep))
@@ -76,17 +84,31 @@ def execute(sweep: Sweep) -> int:
             _run_arms(sweep, campaign)
             log.artifact(record.write(sweep))  # with the arms that a search has made
             states = campaign.states
-            _report(sweep, states, log)
+            ranking = _report(sweep, states, log)
             failed = sum(status == "failed" for status, _ in states.values())
             interrupted = any(status in ("interrupted", "waiting", "running") for status, _ in states.values())
             status = "interrupted" if interrupted else "failed" if failed else "finished"
             log.status(status, f"{failed} of {len(states)} arms failed" if failed else "")
         _send_arms(sweep)
-    for line in view.show(sweep, shipper):
+    page = view.page(sweep, shipper, ranking) if ranking else {}
+    crowned = champion.crown(sweep, ranking) if ranking and not interrupted else []
+    for line in (*crowned, *shipper.link(**page), *view.pictures(sweep, shipper)):
         print(line)
     if interrupted:
         print(f"interrupted; go on with: {sweep.command}")
+    uri, experiment, _ = shipper.place
+    if show and experiment:
+        browse(uri, fragment(experiment, **page))
     return 130 if interrupted else 1 if failed else 0
+
+
+def _undivided(sweep: Sweep) -> contextlib.AbstractContextManager[None]:
+    """A grid whose study is in a database has one launcher at a time, wherever it is; those of a search share its trials."""
+    storage = sweep.options.storage
+    if storage is None or sweep.options.search is not Search.grid:
+        return contextlib.nullcontext()
+    busy = f"storage={redact(storage)}: another launcher runs this sweep; wait for it, or give each a part, such as other seeds"
+    return alone(storage, task=sweep.name, busy=busy)
 
 
 class Campaign:
@@ -136,7 +158,9 @@ class Campaign:
     def active(self) -> bool:
         """Whether anything is running or will be."""
         busy = ("running",) if self.stopping else ("running", "waiting")
-        return any(status in busy for status, _ in self.states.values())
+        if any(status in busy for status, _ in self.states.values()):
+            return True
+        return not self.stopping and self.explorer is not None and self.explorer.waits()
 
     def stop(self) -> None:
         """Let the running arms save and leave; start no others."""
@@ -167,7 +191,7 @@ class Campaign:
                 self._end(arm, "finished", "")
             elif kept.get("status") == "pruned" or (kept.get("status") == "failed" and not self.sweep.options.retry_failed):
                 self._end(arm, kept["status"], kept["reason"])
-            elif job is not None and not job.done():
+            elif job is not None and not (job.done() and self.sweep.options.retry_failed):  # else how it ended is still to be heard
                 self.jobs[arm.label], self.states[arm.label] = job, ("running", "")
 
     def _submit(self) -> None:
@@ -305,10 +329,11 @@ class _Interrupts:
         self.count += 1
 
 
-def _report(sweep: Sweep, states: Mapping[str, tuple[str, str]], log: EventLog) -> None:
+def _report(sweep: Sweep, states: Mapping[str, tuple[str, str]], log: EventLog) -> "Ranking | None":
     """Rank, print, and keep with the sweep's own run."""
     from rich.console import Console
 
+    from hdm.launch.noise import noise_floor
     from hdm.launch.ranking import Ranking, Row, count_parameters
 
     finished = [arm for arm in sweep.arms if states[arm.label][0] == "finished"]
@@ -316,20 +341,25 @@ def _report(sweep: Sweep, states: Mapping[str, tuple[str, str]], log: EventLog) 
     rows = [Row.of(arm, *states[arm.label], parameters=parameters.get(arm.label)) for arm in sweep.arms]
     if not rows:
         print("no arm was made")
-        return
+        return None
     options = sweep.options
-    ranking = Ranking(rows, metric=options.metric, direction=options.direction.name, baseline=options.baseline, alpha=options.alpha)
+    noise, why = noise_floor(sweep)
+    judging: dict[str, Any] = {"direction": options.direction.name, "baseline": options.baseline, "alpha": options.alpha}
+    ranking = Ranking(rows, metric=options.metric, noise=noise, **judging)
     width = None if sys.stdout.isatty() else 200
     Console(highlight=False, width=width).print(ranking.table())
     for row in rows:
         if row.status == "failed":
             print(f"failed: {row.arm.label}: {row.reason}")
-    if problem := ranking.missing():
+    for problem in filter(None, (ranking.missing(), why)):
         print(problem)
-    for path in ranking.write(sweep.folder):
+    shown = pictures.write(ranking, sweep.folder)
+    for path in (*ranking.write(sweep.folder), *shown):
         log.artifact(path)
-    log.tags({"mlflow.loggedArtifacts": json.dumps([{"path": "table.json", "type": "table"}])})
+    tables = ["table.json", *([pictures.FILE] if shown else [])]
+    log.tags({"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"} for name in tables])})
     log.metrics(ranking.summary(), None)
+    return ranking
 
 
 def _send_arms(sweep: Sweep) -> None:

@@ -92,6 +92,7 @@ class SweepOptions:
     storage: str | None = option(
         None, "where optuna keeps the study: sqlite:///… or postgresql://…; null: a journal in the sweep's folder"
     )
+    heartbeat: int = option(60, "seconds between signs of life in such a database; after five without one a trial is queued again")
     parallel: int | None = option(None, "arms at once; null: locally one for every GPU, else 1; on slurm as many as it gives")
     retry_failed: bool = option(True, "start arms again that failed before")
     launcher: Cluster = option(Cluster.local, "local or slurm")
@@ -107,7 +108,8 @@ class SweepOptions:
 
     def check(self) -> None:
         """Raise ConfigError for options that cannot go together."""
-        for key, value in (("seeds", self.seeds), ("parallel", self.parallel), ("trials", self.trials)):
+        for key in ("seeds", "parallel", "trials", "heartbeat"):
+            value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"{key}={value}: expected a whole number above 0")
         for name in ("nodes", "tasks", "minutes", "grace", "poll"):

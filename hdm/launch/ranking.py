@@ -15,6 +15,8 @@ from hdm.track.events import latest_metrics, read
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hdm.stats import Comparison, NoiseFloor
+
 ONE_SEED = "One seed proves nothing: repeat with seeds=8 before believing an order."
 FEW_SEEDS = "± is the standard deviation over seeds, not a confidence interval."
 _HIDDEN = ("train/", "speed/", "cost/", "data/", "initial/", "system/", "model/", "val/loss_t", "eval/")
@@ -58,10 +60,19 @@ class Ranking:
     """Arms grouped by setting (all but the seed) and sorted by the mean of the primary metric over the finished seeds."""
 
     def __init__(
-        self, rows: Sequence[Row], *, metric: str, direction: str = "minimize", baseline: str | None = None, alpha: float = 0.05
+        self,
+        rows: Sequence[Row],
+        *,
+        metric: str,
+        direction: str = "minimize",
+        baseline: str | None = None,
+        alpha: float = 0.05,
+        noise: "NoiseFloor | None" = None,
     ) -> None:
-        self.rows, self.metric, self.baseline, self.alpha = list(rows), metric, baseline, alpha
-        self._sign = 1.0 if direction == "minimize" else -1.0
+        self.rows, self.metric, self.alpha, self.noise = list(rows), metric, alpha, noise
+        self.baseline = baseline or next((row.arm.setting for row in rows), "")
+        self.minimize = direction == "minimize"
+        self._sign = 1.0 if self.minimize else -1.0
         settings: dict[str, list[Row]] = {}
         for row in rows:
             settings.setdefault(row.arm.setting, []).append(row)
@@ -86,10 +97,13 @@ class Ranking:
 
     def headline(self) -> str:
         """The sentence that belongs under the table."""
-        return ONE_SEED if self.seeds < 2 else " ".join([FEW_SEEDS, *self.verdicts()])
+        if self.seeds < 2:
+            return ONE_SEED
+        verdicts = [f"{c.name} against {self.baseline}: {c.words}." for c in self.comparisons()[:_MOST_VERDICTS] if c.differences]
+        return " ".join([FEW_SEEDS, *self._noise(), *verdicts])
 
-    def verdicts(self) -> list[str]:
-        """A sentence for each setting against the baseline (by default the first), over common seeds: see `hdm.stats.compare`."""
+    def comparisons(self) -> "list[Comparison]":
+        """Each setting against the baseline (by default the first), over common seeds: see `hdm.stats.compare`."""
         from hdm.stats import compare
 
         groups: dict[str, dict[int, float]] = {}
@@ -97,10 +111,29 @@ class Ranking:
             values = groups.setdefault(row.arm.setting, {})
             if (value := self.value(row)) is not None:
                 values[row.arm.run.seed] = value
-        baseline = self.baseline or next(iter(groups))
-        others = {name: values for name, values in groups.items() if name != baseline}
-        found = compare(groups.get(baseline, {}), others, minimize=self._sign > 0, alpha=self.alpha)
-        return [f"{c.name} against {baseline}: {c.words}." for c in found[:_MOST_VERDICTS] if c.differences]
+        others = {name: values for name, values in groups.items() if name != self.baseline}
+        base = groups.get(self.baseline, {})
+        return compare(base, others, minimize=self.minimize, alpha=self.alpha, noise=self.noise)
+
+    def band(self) -> float:
+        """Half the width of the noise band of a difference between two settings; 0 without an A/A sweep."""
+        return self.noise.band(self.seeds, confidence=1 - self.alpha) if self.noise else 0.0
+
+    def ranks(self) -> dict[str, int]:
+        """1 + the number of settings whose mean is ahead by more than the noise band, of the settings that have a mean."""
+        means = {
+            name: self._sign * mean for name, group in self.settings.items() if (mean := self._mean(group, self.metric)) is not None
+        }
+        band = self.band()
+        return {name: 1 + sum(other < mean - band for other in means.values()) for name, mean in means.items()}
+
+    def leader(self) -> str | None:
+        """The setting to go on with: the one with the best mean, or the baseline where the difference is inside the noise band."""
+        ranks = self.ranks()
+        if not ranks:
+            return None
+        best = next(name for name in self.settings if name in ranks)
+        return self.baseline if self.noise and ranks.get(self.baseline) == 1 else best
 
     def missing(self) -> str:
         """Why no arm has the primary metric, or ""."""
@@ -152,15 +185,21 @@ class Ranking:
                 texts = ["" if math.isnan(v) else repr(v) for v in numbers]
                 writer.writerow([*row.arm.point.values(), row.status, row.reason, row.arm.folder, *texts])
 
+    def _noise(self) -> list[str]:
+        if self.noise is None:
+            return []
+        what = "arms that do not differ" if self.noise.paired else "two sets of seeds of one arm"
+        return [f"Differences of means within ± {self.band():.2g} are noise, as between {what}, and share a rank."]
+
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         others = self.others()
         columns = ["rank", "setting", self.metric, *others, "parameters", "FLOPs/sample", "images/s", "hours", "status"]
-        lines = []
-        for rank, (name, group) in enumerate(self.settings.items(), start=1):
+        lines, ranks = [], self.ranks()
+        for name, group in self.settings.items():
             costs = [row.fixed() for row in group if row.status == "finished"]
             mean = {key: statistics.fmean(values) if (values := [c[key] for c in costs]) else math.nan for key in _FIXED}
             lines.append([
-                str(rank) if self._mean(group, self.metric) is not None else "-",
+                str(ranks.get(name, "-")),
                 name,
                 *(self._spread(group, key) for key in (self.metric, *others)),
                 _short(mean["parameters"]), _short(mean["flops_per_sample"]), _short(mean["images_per_second"]),
@@ -189,10 +228,14 @@ class Ranking:
 
 
 def count_parameters(arms: Sequence[Arm]) -> Mapping[str, int]:
-    """Trainable parameters of every arm's network by label, counted on the meta device."""
+    """Trainable parameters of every arm's network by label, counted on the meta device once for each setting."""
     from hdm.model import Architecture, build
 
-    return {arm.label: sum(p.numel() for p in build(Architecture.of(arm.run), seed=None).parameters()) for arm in arms}
+    counts: dict[str, int] = {}
+    for arm in arms:
+        if arm.setting not in counts:
+            counts[arm.setting] = sum(p.numel() for p in build(Architecture.of(arm.run), seed=None).parameters())
+    return {arm.label: counts[arm.setting] for arm in arms}
 
 
 def _status(group: Sequence[Row]) -> str:

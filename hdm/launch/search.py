@@ -5,7 +5,6 @@ import math
 import socket
 import statistics
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,8 @@ class Explorer:
         self.problems: list[str] = []  # why settings cannot run
         directions = [options.direction.name] + (["minimize"] if options.search is Search.nsgaii else [])
         name = f"{name} {options.metric}"
-        study = open_study(folder, storage=options.storage, name=name, directions=directions, pruner=_pruner(options))
+        more: dict[str, Any] = {"heartbeat": options.heartbeat, "pruner": _pruner(options)}
+        study = open_study(folder, storage=options.storage, name=name, directions=directions, **more)
         study.sampler = _sampler(options, drawn=len(study.get_trials(deepcopy=False)))
         owner = f"{socket.gethostname()}:{folder.absolute()}"
         self.trials = Trials(study, owner=owner, limit=options.trials or 0)
@@ -73,10 +73,14 @@ class Explorer:
                 continue
             points, known = series(read(arm.folder), self.options.metric), self._reported.get(number, 0)
             for place, (_, value) in enumerate(points[known:], start=known + 1):  # optuna's clock: the first, second … validation
-                patiently(partial(trial.report, value, place))
+                self.trials.report(trial, value, place)
             self._reported[number] = len(points)
             return len(points) > known and bool(patiently(trial.should_prune))
         return False
+
+    def waits(self) -> bool:
+        """Whether trials of other launchers run, whose settings come here if they fall silent."""
+        return self.trials.shared and self.trials.others
 
     def beat(self) -> None:
         """A sign of life for the running trials."""

@@ -1,6 +1,10 @@
 """What is known of a sweep's points, in an optuna study, from which `optuna-dashboard` and later samplers can go on."""
 
+import contextlib
+import copy
 import math
+import random
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,20 +21,23 @@ if TYPE_CHECKING:
     import optuna
 
 HEARTBEAT = 60  # seconds between two signs of life of a launcher, in databases
-_GRACE = 300  # seconds of silence after which its trials are given to others
-_ORPHANED = 60.0  # seconds after which a trial without an owner has none
+SILENCE = 5  # times that, after which its trials are given to others
+_RETRIES = 3  # of a setting whose launchers fall silent
 _PATIENCE = 600.0
 
 R = TypeVar("R")
 
 
-def open_study(folder: Path, *, storage: str | None, name: str, directions: Sequence[Any], **more: Any) -> "optuna.Study":
+def open_study(
+    folder: Path, *, storage: str | None, name: str, directions: Sequence[Any], heartbeat: int = HEARTBEAT, **more: Any
+) -> "optuna.Study":
     """The study `name`, made where it is missing: a journal in `folder`, or a database, whose tables one process at a time makes.
 
-    Raises ConfigError for a storage that optuna does not know, HdmError for a database that does not answer.
+    `heartbeat`: seconds between the signs of life that a database asks for. Raises ConfigError for a storage that optuna does not
+    know, HdmError for a database that does not answer.
     """
     import optuna
-    from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+    from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -41,15 +48,13 @@ def open_study(folder: Path, *, storage: str | None, name: str, directions: Sequ
         return optuna.create_study(storage=kept, study_name=name, directions=list(directions), load_if_exists=True, **more)
     if "://" not in storage:
         raise ConfigError(f"storage={storage}: expected sqlite:///FILE.db or postgresql://USER@HOST/DATABASE")
-    retry = RetryHeartbeatStaleTrialCallback(max_retry=3)
 
     def opened() -> "optuna.Study":
         with alone(storage):
             kept = RDBStorage(
                 storage,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=_GRACE,
-                heartbeat_stale_trial_callback=retry,
+                heartbeat_interval=heartbeat,
+                grace_period=SILENCE * heartbeat,
                 engine_kwargs={"pool_pre_ping": True},  # a server that was restarted is connected to again
             )
             return optuna.create_study(storage=kept, study_name=name, directions=list(directions), load_if_exists=True, **more)
@@ -119,64 +124,134 @@ class Study:
 class Trials:
     """The trials of a search. Several launchers may share them; each knows its own by `owner`.
 
-    A database that is away for a while is waited for. What it did without answering is found again: trials that nobody owns have
-    failed, and a trial that is told twice keeps its first value.
+    A database that is away for a while is waited for. What it did without answering is found again: a trial that nobody owns, or
+    whose launcher gives no sign of life, has failed and its setting is queued again; one that is told twice keeps its first value.
     """
 
     def __init__(self, study: "optuna.Study", *, owner: str, limit: int) -> None:
+        from optuna.storages import RDBStorage
+
+        storage = getattr(study._storage, "_backend", study._storage)
         self.study, self.owner, self.limit = study, owner, limit
-        self._beat = -math.inf
+        self.others = False  # whether other launchers were at work when there were enough trials
+        self._database: RDBStorage | None = storage if isinstance(storage, RDBStorage) else None
+        self._heartbeat = float((self._database and self._database.heartbeat_interval) or HEARTBEAT)
+        self._beat = self._looked = self._enough = -math.inf
+
+    @property
+    def shared(self) -> bool:
+        """Whether other launchers may take part."""
+        return self._database is not None
 
     def mine(self) -> "list[optuna.trial.FrozenTrial]":
-        """The trials of this owner so far."""
-        trials = patiently(lambda: self.study.get_trials(deepcopy=False))
-        return [trial for trial in trials if trial.user_attrs.get("owner") == self.owner]
+        """The trials of this owner so far; not those that were given to others."""
+        return [trial for trial in self._all() if trial.user_attrs.get("owner") == self.owner and not _given_up(trial)]
 
     def resumed(self, number: int) -> "optuna.Trial":
         """A running trial to go on with."""
         import optuna
 
         frozen = next(trial for trial in self.mine() if trial.number == number)
-        return optuna.Trial(self.study, frozen._trial_id)
+        return patiently(lambda: optuna.Trial(self.study, frozen._trial_id))
 
     def ask(self) -> "optuna.Trial | None":
         """The next trial, None when there are enough."""
-        from optuna.storages import fail_stale_trials
+        from optuna.exceptions import UpdateFinishedTrialError
 
-        patiently(lambda: fail_stale_trials(self.study))
-        if self._count() >= self.limit:
+        if time.monotonic() < self._enough + self._heartbeat / 4:
             return None
-        trial = patiently(self.study.ask)
-        patiently(lambda: trial.set_user_attr("owner", self.owner))
-        return trial
+        self._look_for_the_lost()
+        while self._count() < self.limit:
+            trial = patiently(self.study.ask)
+            try:
+                self._record_beat(trial)  # first: a trial with an owner that never gave a sign would be waited for
+                patiently(partial(trial.set_user_attr, "owner", self.owner))
+            except UpdateFinishedTrialError:  # the database was away for so long that others gave it up
+                continue
+            if trial.number < self.limit or self._count(before=trial.number) < self.limit:
+                return trial
+            self._end(trial.number, None, "superfluous")  # another launcher took the last one at the same time
+        self._enough = time.monotonic()
+        return None
 
     def tell(self, number: int, values: Sequence[float] | None, *, pruned: bool = False) -> None:
         """End a trial; without values it failed, or was pruned."""
-        from optuna.trial import TrialState
+        self._end(number, values, "pruned" if pruned else "failed")
 
-        state = None if values else TrialState.PRUNED if pruned else TrialState.FAIL
-        patiently(lambda: self.study.tell(number, values or None, state=state, skip_if_finished=True))
+    def report(self, trial: "optuna.Trial", value: float, place: int) -> None:
+        """What a running trial measured."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with contextlib.suppress(UpdateFinishedTrialError):  # it was given to others
+            patiently(lambda: trial.report(value, place))
 
     def beat(self, trials: Iterable["optuna.Trial"]) -> None:
         """A sign of life for running trials; databases alone ask for it."""
-        from optuna.storages import RDBStorage
-
-        storage = getattr(self.study._storage, "_backend", self.study._storage)
-        if not isinstance(storage, RDBStorage) or time.monotonic() - self._beat < HEARTBEAT:
+        if self._database is None or time.monotonic() - self._beat < self._heartbeat:
             return
         self._beat = time.monotonic()
         for trial in trials:
-            patiently(partial(storage.record_heartbeat, trial._trial_id))
+            self._record_beat(trial)
 
-    def _count(self) -> int:
-        """Trials that somebody owns or will; those that a lost answer left without an owner are ended."""
+    def _record_beat(self, trial: "optuna.Trial") -> None:
+        if (database := self._database) is not None:
+            patiently(lambda: database.record_heartbeat(trial._trial_id))
+
+    def _end(self, number: int, values: Sequence[float] | None, how: str) -> None:
+        """End a trial. A failure that is told says so: without a word it means that its launcher fell silent."""
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        trials = patiently(lambda: self.study.get_trials(deepcopy=False))
-        lost = [t for t in trials if t.state is TrialState.RUNNING and "owner" not in t.user_attrs and _age(t) > _ORPHANED]
-        for trial in lost:
-            self.tell(trial.number, None)
-        return sum("owner" in t.user_attrs or t.state in (TrialState.RUNNING, TrialState.WAITING) for t in trials) - len(lost)
+        state = None if values else TrialState.PRUNED if how == "pruned" else TrialState.FAIL
+        with contextlib.suppress(UpdateFinishedTrialError):
+            if state is TrialState.FAIL and how:
+                identity = self.study._storage.get_trial_id_from_study_id_trial_number
+                trial = patiently(lambda: identity(self.study._study_id, number))
+                patiently(lambda: self.study._storage.set_trial_user_attr(trial, "ended", how))
+            patiently(lambda: self.study.tell(number, values or None, state=state, skip_if_finished=True))
+
+    def _all(self) -> "list[optuna.trial.FrozenTrial]":
+        return patiently(lambda: self.study.get_trials(deepcopy=False))
+
+    def _count(self, *, before: float = math.inf) -> int:
+        """Trials that are running, have ended, or failed by themselves."""
+        trials = [trial for trial in self._all() if trial.number < before]
+        self.others = any(t.state.name == "RUNNING" and t.user_attrs.get("owner") != self.owner for t in trials)
+        return sum(
+            t.state.name in ("RUNNING", "COMPLETE", "PRUNED")
+            or t.user_attrs.get("ended") == "failed"
+            or (_given_up(t) and _history(t) >= _RETRIES)
+            for t in trials
+        )
+
+    def _look_for_the_lost(self) -> None:
+        """End what nobody works at any more, and queue its settings again."""
+        from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+
+        if time.monotonic() - self._looked < self._heartbeat / 4:
+            return
+        self._looked = time.monotonic()
+        patiently(lambda: fail_stale_trials(self.study))
+        for trial in self._all():
+            if trial.state.name == "RUNNING" and "owner" not in trial.user_attrs and _age(trial) > self._heartbeat:
+                self._end(trial.number, None, "")
+        again = RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES)
+
+        def queue() -> None:
+            with alone(str(self._database.url)) if self._database else contextlib.nullcontext():
+                for trial in self._lost():
+                    trial.user_attrs = {}
+                    again(self.study, trial)
+
+        if self._lost():
+            patiently(queue)
+
+    def _lost(self) -> "list[optuna.trial.FrozenTrial]":
+        """Trials that were given up and are not queued again."""
+        trials = self._all()
+        queued = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
+        lost = [t for t in trials if _given_up(t) and t.number not in queued and _history(t) < _RETRIES]
+        return [copy.deepcopy(trial) for trial in lost if trial.params or "owner" in trial.user_attrs]
 
 
 def patiently(call: Callable[[], R], *, before_again: Callable[[], object] | None = None, seconds: float = _PATIENCE) -> R:
@@ -184,7 +259,7 @@ def patiently(call: Callable[[], R], *, before_again: Callable[[], object] | Non
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-    deadline, wait, again = time.monotonic() + seconds, 0.5, False
+    deadline, wait, again = time.monotonic() + seconds, 0.25, False
     while True:
         try:
             if again and before_again:
@@ -195,10 +270,23 @@ def patiently(call: Callable[[], R], *, before_again: Callable[[], object] | Non
                 raise
             if time.monotonic() + wait > deadline:
                 raise HdmError(
-                    f"storage: {redact(' '.join(str(error).split())[:200])}; give the same command again later"
+                    f"storage: {redact(' '.join(str(error.__cause__ or error).split())[:200])}; give the same command again later"
                 ) from None
-            time.sleep(wait)
+            if wait == 2.0:  # a restart is over by then
+                why = redact(" ".join(str(error.__cause__ or error).split())[:200])
+                print(f"storage: {why}; waiting for it", file=sys.stderr, flush=True)
+            time.sleep(wait * random.uniform(0.5, 1.0))  # many that wait do not come back all at once
             wait, again = min(2 * wait, 30.0), True
+
+
+def _given_up(trial: "optuna.trial.FrozenTrial") -> bool:
+    """Whether it failed without a word of its launcher."""
+    return trial.state.name == "FAIL" and "ended" not in trial.user_attrs
+
+
+def _history(trial: "optuna.trial.FrozenTrial") -> int:
+    """How often its setting was tried before."""
+    return len(trial.system_attrs.get("retry_history", []))
 
 
 def _age(trial: "optuna.trial.FrozenTrial") -> float:

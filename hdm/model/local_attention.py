@@ -207,10 +207,10 @@ class Neighborhood(Local):
     def image(
         self, q: Float[Tensor, "B H N C"], k: Float[Tensor, "B H T C"], v: Float[Tensor, "B H T C"], layout: Layout
     ) -> Float[Tensor, "B N D"]:
-        """See Local. On CUDA natten's kernel does it where it is installed and the image is alone in the sequence."""
+        """See Local. On CUDA natten's kernel does it where there is one and the image is alone in the sequence."""
         assert layout.grid is not None
         alone = k.shape[2] == q.shape[2] and layout.mask is None
-        if natten is not None and q.is_cuda and alone and min(self.window, *layout.grid) > 1:
+        if alone and min(self.window, *layout.grid) > 1 and natten_has_kernels(v):
             return by_natten(q, k, v, layout.grid, window=self.window, scale=self.scale)
         return super().image(q, k, v, layout)
 
@@ -243,6 +243,12 @@ def tile_sides(grid: tuple[int, int], window: int) -> tuple[int, int]:
     return min(((r, c) for r in rows for c in columns), key=cost)
 
 
+def natten_has_kernels(v: Float[Tensor, "B H N C"]) -> bool:
+    """Whether natten's CUDA kernels take such heads. A natten without kernels would compute all N x N scores instead."""
+    built = natten is not None and v.is_cuda and natten.HAS_LIBNATTEN
+    return built and v.shape[-1] % 8 == 0 and v.dtype is not torch.float64
+
+
 def by_natten(
     q: Float[Tensor, "B H N C"],
     k: Float[Tensor, "B H N C"],
@@ -252,7 +258,7 @@ def by_natten(
     window: int,
     scale: float | None = None,
 ) -> Float[Tensor, "B N D"]:
-    """Neighborhood attention by natten (0.20 or newer), in the dtype of `v`."""
+    """Neighborhood attention by natten (0.21 or newer), in the dtype of `v`."""
     parts = (part.to(v.dtype).transpose(1, 2).reshape(len(q), *grid, *q[0, :, 0].shape) for part in (q, k, v))
     mixed = natten.na2d(*parts, kernel_size=tuple(min(window, side) for side in grid), scale=scale)
     return mixed.flatten(3).flatten(1, 2)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from hdm.config.schema import ModelConfig, RunConfig
 from hdm.model.attention import Layout, attend, rotate
 from hdm.model.backbone import Condition
 from hdm.model.encoding import Encoding
-from hdm.model.init import Init, constant, zeros
+from hdm.model.init import Init, constant, normal, zeros
 from hdm.model.norm import RmsConfig, RMSNorm
 
 
@@ -73,11 +74,13 @@ class DoubleConfig(FusionConfig):
     needs: ClassVar[dict[str, str]] = {"joint": "both streams meet in one attention with two sets of projections"}
 
     share: float = option(1 / 3, "share of the blocks, from the first, whose text has its own weights: 19 of 57 in Flux")
+    registers: int = option(0, "learned tokens behind the text, which everything attends to; 8 in minRF")
 
     def check(self, run: RunConfig) -> None:
-        """Refuse a share that is none."""
+        """Refuse a share that is none, and fewer than no tokens."""
         from hdm.config.check import require
 
+        require(self.registers >= 0, f"text_fusion.registers={self.registers}: must be 0 or above; 8 in minRF")
         require(0 <= self.share <= 1, f"text_fusion.share={self.share}: must be between 0, as concat, and 1, as mmdit")
 
 
@@ -96,8 +99,11 @@ class TextSublayer(nn.Module):
         self.out = nn.Linear(size.dim, size.dim)
 
     def initial(self) -> dict[str, Init]:
-        """See `hdm.model.init`."""
-        return {} if self.modulated else {"out.weight": zeros, "out.bias": zeros}
+        """See `hdm.model.init`. Without modulation biases start at zero (PixArt, SANA).
+
+        Others, of 1 / sqrt(D), would drown text whose norm starts at 0.01, and the more so the narrower the network.
+        """
+        return {} if self.modulated else dict.fromkeys(("q.bias", "kv.bias", "out.weight", "out.bias"), zeros)
 
     def parts(self) -> dict[str, int]:
         """See `hdm.train.optimizer`: how many matrices a weight holds, one below the other."""
@@ -170,6 +176,10 @@ class CrossAttn(TextFusion):
         self.norm = TextNorm(config.norm_gain, dim) if config.norm else None
         self.dim = dim
 
+    def initial(self) -> dict[str, Init]:
+        """See `hdm.model.init`, and TextSublayer."""
+        return {"up.bias": zeros, "down.bias": zeros}
+
     def states(self, text: Float[Tensor, "B L C"]) -> Float[Tensor, "B L D"]:
         """See TextFusion."""
         states = self.down(F.gelu(self.up(text.to(self.up.weight.dtype)), approximate="tanh"))
@@ -215,6 +225,19 @@ class Double(Concat):
     def __init__(self, config: DoubleConfig, context_dim: int, dim: int) -> None:
         super().__init__(config, context_dim, dim)
         self.share = config.share
+        self.registers = nn.Parameter(torch.empty(config.registers, dim)) if config.registers else None
+
+    def initial(self) -> dict[str, Init]:
+        """See `hdm.model.init`."""
+        return {} if self.registers is None else {"registers": normal(0.02)}
+
+    def forward(self, condition: Condition) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"] | None]:
+        """See TextFusion; the registers are real tokens behind the text."""
+        text, mask = super().forward(condition)
+        if self.registers is None:
+            return text, mask
+        registers = self.registers.to(text.dtype).expand(len(text), -1, -1)
+        return torch.cat([text, registers], dim=1), None if mask is None else F.pad(mask, (0, registers.shape[1]), value=True)
 
     def has_twin(self, index: int, count: int) -> bool:
         """See TextFusion."""

@@ -1,6 +1,6 @@
 """The page of a sweep, from MLflow alone: what was compared, what it came to, how sure that is, what it cost.
 
-usage: python -m hdm.report sweep=NAME [uri=URI] [baseline=SETTING] [metric=NAME] [noise_floor=SWEEP] [out=FOLDER] [--no-log]
+usage: python -m hdm.report sweep=NAME [KEY=VALUE ...] [--open] [--no-log]
 
   python -m hdm.report sweep=merge-seed-1f0c77ab                          reports/NAME/index.html, tables, figures
   python -m hdm.report sweep=NAME uri=http://127.0.0.1:5000               from another server
@@ -11,6 +11,7 @@ baseline=      the setting that the others are compared with; by default the swe
 metric=        by default the one that the sweep was declared with; direction=minimize|maximize says which way is better
 noise_floor=   an A/A sweep (one setting, many seeds): differences as small as its noise print "inconclusive"
 out=           reports/NAME by default
+--open         show the page in the browser
 --no-log       do not keep the report with the sweep's run in MLflow, below report/
 
 The folder holds index.html (one file, needs no network), report.md, tables.tex (booktabs), one Markdown file per table, and the
@@ -28,11 +29,13 @@ _DIRECTIONS = ("minimize", "maximize")
 
 def command(arguments: list[str]) -> None:
     """Read, write, log, and say where."""
-    log = not cli.take_flag(arguments, "--no-log")
+    log, show = not cli.take_flag(arguments, "--no-log"), cli.take_flag(arguments, "--open")
     for text in arguments:
         key, equals, _ = text.partition("=")
         if not equals or key not in _OPTIONS:
-            raise ConfigError(f"'{text}' is not understood{suggest(key, _OPTIONS)} (options: {'=, '.join(_OPTIONS)}=, --no-log)")
+            raise ConfigError(
+                f"'{text}' is not understood{suggest(key, _OPTIONS)} (options: {'=, '.join(_OPTIONS)}=, --no-log, --open)"
+            )
     values = {key: cli.take_option(arguments, key) for key in _OPTIONS}
     name, direction = values["sweep"], values["direction"]
     if not name:
@@ -44,6 +47,7 @@ def command(arguments: list[str]) -> None:
         raise HdmError(f"out={folder}: is a file; name a folder")
     from hdm.report.build import collect, write
     from hdm.report.store import Store
+    from hdm.track.browse import open_page
 
     store = Store(values["uri"])
     with cli.progress("reading", 1, "reports") as advance:
@@ -64,6 +68,8 @@ def command(arguments: list[str]) -> None:
     print(paths[0])
     if log and report.analysis.record.run_id:
         store.log(report.analysis.record.run_id, paths, folder)
+    if show:
+        open_page(paths[0].absolute().as_uri())
 
 
 if __name__ == "__main__":

@@ -202,11 +202,10 @@ def _other_metrics(arms: Sequence[ArmRecord], metric: str, read: Reader) -> tupl
 def _noise_floor(noise: SweepRecord | None, metric: str) -> NoiseFloor | None:
     if noise is None:
         return None
-    values = {label: list(Setting(label=label, arms=arms).finite(metric).values()) for label, arms in noise.settings.items()}
-    floor = NoiseFloor.of(values)
+    floor = NoiseFloor.of({label: Setting(label=label, arms=arms).finite(metric) for label, arms in noise.settings.items()})
     if floor is None:
         raise HdmError(
-            f"noise_floor={noise.name}: no setting of it has {metric} for two seeds; run it with seeds=12, or drop noise_floor="
+            f"noise_floor={noise.name}: it has {metric} for no two arms to compare; run it to its end, or drop noise_floor="
         )
     return floor
 
@@ -214,7 +213,9 @@ def _noise_floor(noise: SweepRecord | None, metric: str) -> NoiseFloor | None:
 def _noise_notes(noise: SweepRecord, base: Setting, floor: NoiseFloor | None) -> list[str]:
     notes = []
     if floor is not None and floor.freedom < 5:
-        notes.append(f"the noise floor rests on {floor.freedom + 1} seeds; the band is wide for that reason")
+        notes.append(f"the noise floor rests on {floor.freedom} degrees of freedom; the band is wide for that reason")
+    if apart := [key for key in varying(noise.arms) if key != "optimizer.eps"]:
+        notes.append(f"the settings of the A/A sweep {noise.name} differ in {', '.join(apart[:4])}: is it the same arm twice?")
     ours = next((arm.params for arm in base.arms if arm.params), {})
     for arm in noise.arms[:1]:
         other = {key for key in {*ours, *arm.params} if not key.startswith((*_NEUTRAL, "eval.", "sampling."))}

@@ -104,9 +104,10 @@ def noise(analysis: Analysis) -> str:
     bands = [c.band for c in analysis.comparisons.values() if c.differences]
     write = Digits.of(bands, [analysis.noise.spread])
     width = f"± {write.text(max(bands))}" if bands else "–"
+    among = "between equal arms of one seed" if analysis.noise.paired else "over the seeds of one arm"
     return (
         f"The noise band is {width}, from the A/A sweep {analysis.noise_name}: {analysis.noise.freedom} degrees of freedom,"
-        f" standard deviation {write.text(analysis.noise.spread)} over seeds. A mean difference inside it is called inconclusive."
+        f" standard deviation {write.text(analysis.noise.spread)} {among}. A mean difference inside it is called inconclusive."
     )
 
 

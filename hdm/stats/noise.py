@@ -1,7 +1,7 @@
-"""The noise floor: how far apart two arms come out that differ in nothing but the seed."""
+"""The noise floor: how far apart two arms come out that do not differ in anything that matters."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,26 +10,43 @@ from scipy import stats
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class NoiseFloor:
-    """Measured by an A/A sweep: the standard deviation of one setting over seeds, with its degrees of freedom."""
+    """Measured by an A/A sweep: the standard deviation of equal arms, with its degrees of freedom.
+
+    `paired`: among arms of one seed, free of what the seed does to all of them alike. Otherwise over the seeds of one setting.
+    """
 
     spread: float
     freedom: int
+    paired: bool = False
 
     @classmethod
-    def of(cls, settings: Mapping[str, Sequence[float]]) -> "NoiseFloor | None":
-        """Pooled within the settings of an A/A sweep, by setting its values over seeds; None without two seeds of any setting."""
-        groups = [np.asarray(values, dtype=np.float64) for values in settings.values() if len(values) > 1]
+    def of(cls, settings: Mapping[str, Mapping[int, float]]) -> "NoiseFloor | None":
+        """From the values by seed of each setting of an A/A sweep, of which those that are not finite do not count.
+
+        An A/A sweep is paired when two of its settings share two seeds or more. It is pooled within seeds then, and within settings
+        otherwise: s^2 = sum of squares about the means of the groups / (values - groups). None without a group of two values. Means
+        of settings are not taken off: in an A/A sweep they are equal, and where they are not the band is wider for it.
+        """
+        seeds: dict[int, list[float]] = {}
+        for values in settings.values():
+            for seed, value in values.items():
+                if math.isfinite(value):
+                    seeds.setdefault(seed, []).append(value)
+        paired = sum(len(group) > 1 for group in seeds.values()) > 1
+        within = [[value for value in values.values() if math.isfinite(value)] for values in settings.values()]
+        groups = [np.asarray(group, dtype=np.float64) for group in (seeds.values() if paired else within) if len(group) > 1]
         freedom = sum(len(group) - 1 for group in groups)
         if not freedom:
             return None
         squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
-        return cls(spread=math.sqrt(squares / freedom), freedom=freedom)
+        return cls(spread=math.sqrt(squares / freedom), freedom=freedom, paired=paired)
 
     def band(self, seeds: int, *, confidence: float = 0.95) -> float:
-        """b > 0: the difference of the means of two arms that are the same lies within ± b with probability `confidence`.
+        """b > 0: the mean difference of two arms that are the same lies within ± b with probability `confidence`.
 
-        Each mean is over `seeds` seeds that the other does not share: t s sqrt(2 / n). Arms of a sweep share their seeds, which can
-        only make them closer, so the band is on the safe side.
+        b = t s sqrt(2 / n) over `seeds` n, with t of `freedom` degrees of freedom: s sqrt(2) is the standard deviation of a
+        difference, of paired ones if the A/A sweep was paired. If it was not, the two means are taken for means over seeds that the
+        other does not share. Arms of a sweep share theirs, which can only bring them closer, so that band errs on the safe side.
         """
         if seeds < 1:
             return math.inf

@@ -104,11 +104,14 @@ class Shipper:
         return True
 
     def link(self, **view: Any) -> list[str]:
-        """The lines that tell how to look at the run among the others; `view` as in `hdm.track.uri.link`."""
-        if self._replica is None:
-            return []
-        experiment, _ = self._replica.location
-        return link(self._replica.uri, experiment, **view) if experiment else []
+        """The lines that tell how to look at the run among the others; `view` as in `hdm.track.uri.fragment`."""
+        uri, experiment, _ = self.place
+        return link(uri, experiment, **view) if experiment else []
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """(URI, experiment id, run id) of the run on the server; empty texts where there is none, or before anything was sent."""
+        return (self._replica.uri, *self._replica.location) if self._replica else ("", "", "")
 
     def _run(self) -> None:
         assert self._replica is not None

@@ -1,5 +1,6 @@
 """Where runs are sent: the tracking URI, a database that is safe to create, and the link that opens the right view."""
 
+import hashlib
 import logging
 import os
 import shlex
@@ -7,9 +8,9 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hdm.config.errors import TrackingError
+from hdm.config.errors import HdmError, TrackingError
 from hdm.files import locked, replacing
 from hdm.track.events import redact
 
@@ -89,19 +90,26 @@ def connect(uri: str) -> "MlflowClient":
 
 
 @contextmanager
-def alone(uri: str) -> Iterator[None]:
-    """Hold the lock of the database at `uri`: of a file beside an SQLite file, of PostgreSQL itself; other databases have none."""
+def alone(uri: str, *, task: str = "", busy: str | None = None) -> Iterator[None]:
+    """Hold the lock of `task` at the database `uri`: of a file beside an SQLite file, of PostgreSQL itself; others have none.
+
+    When another process holds it: waits, or raises HdmError with the message `busy`.
+    """
     if uri.startswith("sqlite") and (path := sqlite_path(uri)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(path.name + ".lock")):
+        with locked(path.with_name(f"{path.name}{task and f'.{task}'}.lock"), busy=busy):
             yield
     elif uri.startswith("postgresql"):
         import sqlalchemy
 
+        key = int.from_bytes(hashlib.blake2b(task.encode(), digest_size=8).digest(), signed=True) if task else _LOCK
         engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         with engine.connect() as connection:  # the lock ends with the connection, however this process ends
-            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_LOCK})"))
+            call = "pg_try_advisory_lock" if busy else "pg_advisory_lock"
+            held = connection.execute(sqlalchemy.text(f"SELECT {call}({key})")).scalar()
             connection.commit()
+            if busy and not held:
+                raise HdmError(busy)
             yield
     else:
         yield
@@ -126,22 +134,36 @@ def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
     return str(found.experiment_id)
 
 
-def link(uri: str, experiment: str, *, search: str = "", metric: str = "val/loss", ascending: bool = True) -> list[str]:
-    """The lines that tell how to look at runs: a command when no server runs there yet, and the address, which opens on the charts.
+def link(uri: str, experiment: str, **view: Any) -> list[str]:
+    """The lines that tell how to look at runs: a command when no server runs there yet, and the address of `fragment`."""
+    port = 5000
+    page = fragment(experiment, **view)
+    if uri.startswith("http"):
+        return [f"MLflow: {redact(uri)}{page}"]
+    server = server_command(redact(uri), port)
+    if not server:
+        return [f"MLflow: experiment {experiment} at {redact(uri)}"]
+    return [f"MLflow: {shlex.join(server)}", f"then:   http://127.0.0.1:{port}{page}"]
+
+
+def fragment(experiment: str, *, search: str = "", metric: str = "val/loss", ascending: bool = True, view: str = "") -> str:
+    """What follows a server's address to open the charts of an experiment, as `view`, a saved one, has them, or as is said here.
 
     `search` is MLflow's filter over runs, such as ``tags.`hdm.sweep.1f0c` = 'arm'``. The runs are ordered by `metric`, also because
     MLflow folds child runs under their parent, and leaves them out of the charts, as long as the order is by time.
     """
-    port = 5000
     query = {"searchFilter": search} if search else {}
     query |= {"orderByKey": f"metrics.`{metric}`", "orderByAsc": str(ascending).lower()}
+    if view:
+        query = {"viewStateShareKey": view}
     query |= {"workflowType": "machine_learning", "compareRunsMode": "CHART"}  # it opens in its GenAI view otherwise
-    fragment = f"/#/experiments/{experiment}/runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
-    if uri.startswith("http"):
-        return [f"MLflow: {redact(uri)}{fragment}"]
+    return f"/#/experiments/{experiment}/runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
+
+
+def server_command(uri: str, port: int) -> list[str]:
+    """What serves the database at `uri` on this machine; [] for one that is elsewhere."""
     root = artifact_root(uri)
     if root is None:
-        return [f"MLflow: experiment {experiment} at {redact(uri)}"]
-    server = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", redact(uri)]
-    server += ["--artifacts-destination", str(root)]
-    return [f"MLflow: {shlex.join(server)}", f"then:   http://127.0.0.1:{port}{fragment}"]
+        return []
+    server = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
+    return [*server, "--artifacts-destination", str(root)]

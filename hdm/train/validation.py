@@ -9,7 +9,8 @@ Images are cut to squares, whatever the crop that a run trains on. `validation.w
 whole, each in its own aspect ratio.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -80,14 +81,21 @@ class Validation:
         return {name: value.item() for name, value in metrics.items()}
 
     @torch.no_grad()
-    def losses(self, model: Backbone, *, unconditional: bool = False, whole: bool = False) -> Float[Tensor, "S T"]:
-        """The loss of every held-out image, in their order, at every timestep, float64 on the CPU."""
+    def losses(
+        self, model: Backbone, *, unconditional: bool = False, whole: bool = False, move: Callable[[Tensor], Tensor] | None = None
+    ) -> Float[Tensor, "S T"]:
+        """The loss of every held-out image, in their order, at every timestep, float64 on the CPU.
+
+        `move` changes the position maps (B, N, 2).
+        """
         was_training = model.training
         model.eval()
         low = self.run.train.precision is Precision.bf16
-        index, rows = [], []
+        mine: dict[int, list[float]] = {}
         for images in self._encoded(model, whole):
             condition = images.unconditional if unconditional else images.condition
+            if move is not None:
+                condition = dataclasses.replace(condition, position=move(condition.position))
             columns = []
             for k, t in enumerate(self.timesteps):
                 noise = rng.normal(_SEED, f"validation/noise/{k}", images.index, images.latents.shape[1:])
@@ -101,10 +109,8 @@ class Validation:
                         route=None,
                     )
                 columns.append(loss)
-            index += images.index
-            rows.append(torch.stack(columns, dim=1))
+            mine.update(zip(images.index, torch.stack(columns, dim=1).tolist(), strict=True))
         model.train(was_training)
-        mine = dict(zip(index, torch.cat(rows).tolist(), strict=True))
         found = {image: losses for part in self.world.gathered(mine) for image, losses in part.items()}
         return torch.tensor([found[image] for image in sorted(found)], dtype=torch.float64)
 

@@ -125,6 +125,7 @@ def test_default_steps(law, steps):
         (["crop=arb", "crop.step=512"], "crop.step=512: .*at most crop.size=256"),
         (["crop=arb", "crop.law=pixart", "crop.size=128"], "crop.step=8: .*set crop.step=16"),
         (["crop=arb", "crop.cutoff=1"], "crop.cutoff=1.0: must be above 1"),
+        (["crop=arb", "crop.balanced=0"], "crop.balanced=0: must be above 0"),
         (["crop=arb", "crop.law=nia"], "crop.law"),
         (["crop=patch_diffusion", "crop.full=0.6"], "crop.full=0.6: .*adds up to 1.1, not 1"),
         (["crop=patch_diffusion", "crop.half=-0.1"], "crop.half=-0.1: must be between 0 and 1"),

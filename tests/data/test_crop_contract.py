@@ -13,6 +13,7 @@ from tiny import encoded, picture, samples
 
 from hdm.config.axes import CROP, POSITION, discover
 from hdm.config.compose import compose
+from hdm.config.errors import DataError
 from hdm.config.schema import RunConfig
 from hdm.data.crop import ArbConfig, BucketLaw, CenterConfig, PatchDiffusionConfig, ShiftedSquareConfig
 from hdm.data.images import Decoded, decode
@@ -25,7 +26,9 @@ CROPS = [
     *(pytest.param(CROP.get(name).config(size=SIZE), id=name) for name in CROP.names()),
     pytest.param(CenterConfig(size=SIZE, hflip=0.5), id="center-hflip"),
     *(pytest.param(ArbConfig(size=SIZE, step=CELL, law=law, cutoff=3.5), id=f"arb-{law.value}") for law in BucketLaw),
+    pytest.param(ArbConfig(size=SIZE, step=CELL, law=BucketLaw.pixart, balanced=4), id="arb-balanced"),
 ]
+ONCE_AN_EPOCH = [crop for crop in CROPS if getattr(crop.values[0], "balanced", None) is None]
 MAPS = [Rect1Config(), Rect1Config(origin=Origin.corner), BboxConfig()]
 
 
@@ -82,7 +85,7 @@ def test_the_stream_is_a_pure_function(config, shards):
     assert content(batches(config, shards, count=12, seed=4)) != whole
 
 
-@pytest.mark.parametrize("config", CROPS)
+@pytest.mark.parametrize("config", ONCE_AN_EPOCH)
 def test_every_record_once_an_epoch(config, shards):
     keys = [key for batch in batches(config, shards, count=3 * EPOCH // BATCH + 1) for key in batch.keys]
     for epoch in range(3):
@@ -178,6 +181,49 @@ def test_leftovers_of_arb_are_shifted_squares(open_shards):
     for batch in batches(ArbConfig(size=SIZE), open_shards(content_), count=3):
         assert batch.pixels.shape[2:] == (SIZE, SIZE)
         assert (batch.view[:, :2].amin(dim=1) == SIZE).all()
+
+
+def test_balanced_ratios_come_equally_often_and_small_ones_never(open_shards):
+    """Of 24, 9, 5 and 3 images of a ratio: the first three come once in every three micro-batches, each image once a round."""
+    counts = {(64, 64): 24, (90, 60): 9, (60, 90): 5, (40, 120): 3}
+    sizes = [size for size, number in counts.items() for _ in range(number)]
+    content_ = [{**sample, "png": encoded(picture(*size, i))} for i, (sample, size) in enumerate(zip(samples(41), sizes))]
+    shards = open_shards(content_)
+    config = ArbConfig(size=SIZE, step=4, law=BucketLaw.pixart, balanced=5)
+    taken = batches(config, shards, count=60)
+    numbers = [[int(key) for key in batch.keys] for batch in taken]
+    shapes_ = [{sizes[n] for n in batch} for batch in numbers]
+    assert all(len(shape) == 1 for shape in shapes_)
+    for cycle in range(20):
+        assert set.union(*shapes_[3 * cycle : 3 * cycle + 3]) == {(64, 64), (90, 60), (60, 90)}
+    assert len({tuple(map(frozenset, shapes_[3 * cycle : 3 * cycle + 3])) for cycle in range(20)}) > 3  # not one order for all
+    for size in list(counts)[:3]:
+        own, first = [n for batch in numbers for n in batch if sizes[n] == size], sizes.index(size)
+        assert len(own) == 80
+        for round_ in range(80 // counts[size]):
+            dealt = own[round_ * counts[size] : (round_ + 1) * counts[size]]
+            assert sorted(dealt) == list(range(first, first + counts[size]))
+    found = [(batch.pixels.shape[2:], set(batch.view[:, 4:].flatten().tolist())) for batch in taken]
+    assert all(set(shape) == sides for shape, sides in found)
+    assert len({tuple(shape) for shape, _ in found}) == 3
+
+
+def test_processes_share_out_balanced_micro_batches(shards):
+    config = ArbConfig(size=SIZE, step=CELL, law=BucketLaw.pixart, balanced=4)
+    whole, run = batches(config, shards, start=6, count=7), RunConfig(seed=3, crop=config)
+    parts = [training_batches(run, shards, start=6, batch_size=BATCH, part=(process, 2)) for process in range(2)]
+    for batch in whole:
+        halves = [next(part) for part in parts]
+        assert [key for half in halves for key in half.keys] == batch.keys
+        assert torch.equal(torch.cat([half.pixels for half in halves]), batch.pixels)
+
+
+def test_no_ratio_with_enough_images_is_one_line(shards):
+    with pytest.raises(
+        DataError, match=r"crop.balanced=3000: no bucket has so many images, the fullest has \d+; set crop.bal"
+    ) as e:
+        batches(ArbConfig(size=SIZE, step=CELL, balanced=3000), shards)
+    assert "\n" not in str(e.value)
 
 
 def test_arb_shows_nearly_the_whole_image(shards):

@@ -97,6 +97,32 @@ def test_buckets_of_a_mixture(batch, start, seed):
     assert sorted(order[i] for i in range(mixture.length)) == sorted(mixture.part(0))
 
 
+@given(st.data(), st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_a_deck_of_chosen_records_keeps_the_law(data, seed):
+    """Permutations of the chosen alone; shards in few windows at a time; shares among the sources that have any left."""
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=6))
+    total, ends = sum(lengths), np.cumsum(lengths)
+    kept = np.array(data.draw(st.lists(st.booleans(), min_size=total, max_size=total).filter(any)))
+    records = np.flatnonzero(kept)
+    plain, windowed = Shuffled(seed, total).chosen(kept), Windowed(seed, ends, window=1).chosen(kept)
+    for number in (0, 3):
+        assert sorted(plain.part(number)) == sorted(windowed.part(number)) == records.tolist()
+        owners = np.searchsorted(ends, windowed.part(number), side="right")
+        assert (owners[1:] != owners[:-1]).sum() == len(set(owners)) - 1  # one shard, then the next
+    again = np.arange(total) == records[-1]
+    assert plain.chosen(again).part(2).tolist() == windowed.chosen(again).part(2).tolist() == [records[-1]]
+
+    decks = [Shuffled(seed, length, purpose=f"order/{k}") for k, length in enumerate(lengths)]
+    weights = list(range(1, len(lengths) + 1))
+    mixture = Mixture(seed, decks, offsets=[0, *ends[:-1]], weights=weights).chosen(kept)
+    stream = mixture.span(0, BLOCK)
+    assert set(stream) == set(records)
+    owners, left = np.searchsorted(ends, stream, side="right"), set(np.searchsorted(ends, records, side="right"))
+    for k in left:
+        assert abs((owners == k).sum() - BLOCK * weights[k] / sum(weights[j] for j in left)) < len(lengths)
+
+
 def opened(folder, name, content):
     parts = [content[i : i + 5] for i in range(0, len(content), 5)]
     paths = [write(folder / name / f"train-{i:03d}.tar", part) for i, part in enumerate(parts)]

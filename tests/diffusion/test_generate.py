@@ -3,16 +3,18 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hdm import rng
 from hdm.config.axes import AUTOENCODER, GUIDANCE, SAMPLER, TEXT_ENCODER
 from hdm.config.compose import compose
 from hdm.config.errors import ConfigError
-from hdm.diffusion.generate import Camera, Generator, Network
+from hdm.diffusion.generate import Camera, Generator, Network, Noise, field
 from hdm.diffusion.timestep import shift
 from hdm.model import Architecture, Backbone, build
 from hdm.model.backbone import full_view
@@ -289,3 +291,43 @@ def test_a_camera_sees_what_the_crop_there_saw_in_training(name, right, down, zo
     side = 32 / zoom
     box = torch.tensor([[32.0, 32.0, 16 + down - side / 2, 16 + right - side / 2, side, side]])
     torch.testing.assert_close(camera.move(whole), network.position_map(box, grid), rtol=0, atol=1e-5)
+
+
+# --- noise that goes with the camera ----------------------------------------------------------------------------------
+
+
+class Idle(Painter):
+    """Leaves the noise as it is, so that images show it."""
+
+    def forward(self, x, timestep, condition, *, route=None):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("place", [(0, 3), (2, -5), (-16, 16), (-1, 40)])
+def test_windows_into_the_field_of_noise_agree_where_they_overlap(place):
+    down, right = place
+    shape, first = (2, 16, 16), field(5, "noise", [(3, 0, 0)], (2, 16, 16))[0]
+    assert np.array_equal(first, rng.normal(5, "noise", [3], shape)[0])
+    large = field(5, "noise", [(3, down - 16, right - 16)], shape)[0], field(5, "noise", [(3, down, right)], shape)[0]
+    halfway = field(5, "noise", [(3, down - 8, right - 8)], shape)[0]
+    assert np.array_equal(halfway[:, :8, :8], large[0][:, 8:, 8:])
+    assert np.array_equal(halfway[:, 8:, 8:], large[1][:, :8, :8])
+    assert abs(np.corrcoef(first.ravel(), large[1].ravel())[0, 1]) < 0.2  # moved, or new
+
+
+def test_the_noise_goes_with_the_camera_or_stays():
+    generator = make(model=Idle(4))
+
+    def image(**camera):
+        return generator.images(["a"], size=(16, 16), seed=0, indices=[7], camera=Camera(**camera))[0]
+
+    still = image()
+    assert torch.equal(image(x=0.25, y=-0.5), still)
+    moved = image(x=0.25, noise=Noise.moved)  # a quarter of the 16 pixels that this square's map is 1 long over
+    assert torch.equal(moved[:, :, :-4], still[:, :, 4:])
+    assert not torch.equal(moved[:, :, -4:], still[:, :, :4])  # new noise, not the old one round the corner
+    assert torch.equal(image(y=-0.5, noise=Noise.moved)[:, 8:], still[:, :-8])
+    assert torch.equal(image(zoom=2.0, noise=Noise.moved), still)
+    wide = torch.tensor([[16.0, 32.0, 0.0, 0.0, 16.0, 16.0]])  # the left half of an image whose map is 1 long over 32 pixels
+    right = generator.images(["a"], size=(16, 16), seed=0, indices=[7], views=wide, camera=Camera(x=0.25, noise=Noise.moved))[0]
+    assert torch.equal(right[:, :, :-8], still[:, :, 8:])

@@ -1,7 +1,7 @@
 """Samplers, timestep laws and CFG-Zero* against diffusers, an implementation that is not ours.
 
 Each test states the largest relative error |ours - theirs| / max|theirs| that it allows. diffusers computes in fp32. The samplers
-are also held to their published steps, written again in float64. `pytest -s` prints what was measured.
+are also held to their published steps, written again in float64. `python -m benchmarks.parity` prints what is measured.
 """
 
 import math
@@ -48,36 +48,25 @@ def theirs(scheduler, evaluations):
     return x
 
 
-def relative(ours, reference):
-    return ((ours - reference).abs().max() / reference.abs().max()).item()
-
-
-MEASURED: dict[str, float] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def table():
-    """The largest relative errors of this file, under `pytest -s`."""
-    yield
-    print("".join(f"\n{name:<40} {error:.1e}" for name, error in MEASURED.items()))
-
-
-def agree(name, ours, reference, allowed):
-    MEASURED[name] = relative(ours, reference)
-    assert MEASURED[name] < allowed, name
+def agree(ours, reference, allowed):
+    """Within `allowed` of the largest value of the reference."""
+    bound = allowed * reference.abs().max().item()
+    torch.testing.assert_close(ours, reference, rtol=0, atol=bound, check_dtype=False)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parity("`sampler=euler`", "diffusers FlowMatchEulerDiscreteScheduler, float32")
 def test_euler(shift):
     """5e-6. `sigmas` makes diffusers use the plain formula, once."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / STEPS, STEPS))
     ours = Euler(EulerConfig(steps=STEPS, time_shift=shift))
     np.testing.assert_allclose(ours.times.numpy(), scheduler.sigmas.numpy(), rtol=1e-6)
-    agree(f"euler, shift {shift}, diffusers", ours.sample(velocity, NOISE), theirs(scheduler, STEPS), 5e-6)
+    agree(ours.sample(velocity, NOISE), theirs(scheduler, STEPS), 5e-6)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parity("`sampler=heun`", "diffusers FlowMatchHeunDiscreteScheduler, float32")
 def test_heun(shift):
     """5e-6, on diffusers' own times, which end at 1/1000 and 0."""
     scheduler = FlowMatchHeunDiscreteScheduler(shift=shift)
@@ -89,11 +78,12 @@ def test_heun(shift):
     for i in range(ours.evaluations):
         stage = scheduler.timesteps[i] / 1000
         x = scheduler.step(velocity(x, stage.expand(2)), scheduler.timesteps[i], x, return_dict=False)[0]
-    agree(f"heun, shift {shift}, diffusers", ours.sample(velocity, NOISE), x, 5e-6)
+    agree(ours.sample(velocity, NOISE), x, 5e-6)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("from_noise", [False, True])
+@pytest.mark.parity("`sampler=dpmpp_2m`", "diffusers DPMSolverMultistepScheduler, float32")
 def test_dpmpp_2m(shift, from_noise):
     """1e-5, on diffusers' times, which begin at 0.999, and on ours, which begin at 1 where lambda is infinite."""
     scheduler = DPMSolverMultistepScheduler(
@@ -106,22 +96,22 @@ def test_dpmpp_2m(shift, from_noise):
     else:
         assert scheduler.sigmas[0] < 1
         ours.times = scheduler.sigmas.double()
-    name = f"dpmpp_2m, shift {shift}, from {'1' if from_noise else '0.999'}, diffusers"
-    agree(name, ours.sample(velocity, NOISE), theirs(scheduler, STEPS), 1e-5)
+    agree(ours.sample(velocity, NOISE), theirs(scheduler, STEPS), 1e-5)
 
 
 @pytest.mark.parametrize("tokens", [256, 1024, 2304, 4096])
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
+@pytest.mark.parity("times by resolution, `flux` and `sqrt`", "diffusers FlowMatchEulerDiscreteScheduler, float32")
 def test_flux_grid(name, tokens):
     """1e-6: every sampler's times, against diffusers' dynamic shift by mu."""
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / STEPS, STEPS), mu=0.5 + 0.65 * (tokens - 256) / 3840)
     ours = SAMPLER.build(SAMPLER.get(name).config(steps=STEPS, resolution=Resolution.flux)).at(tokens)
-    agree(f"{name}, times of {tokens} tokens, diffusers", ours.times, scheduler.sigmas.double(), 1e-6)
+    agree(ours.times, scheduler.sigmas.double(), 1e-6)
     static = FlowMatchEulerDiscreteScheduler(shift=math.sqrt(tokens / 1024))
     static.set_timesteps(sigmas=np.linspace(1, 1 / STEPS, STEPS))
     ours = SAMPLER.build(SAMPLER.get(name).config(steps=STEPS, resolution=Resolution.sqrt, base_tokens=1024)).at(tokens)
-    agree(f"{name}, sqrt times of {tokens} tokens, diffusers", ours.times, static.sigmas.double(), 1e-6)
+    agree(ours.times, static.sigmas.double(), 1e-6)
 
 
 def test_diffusers_own_grid_is_shifted_twice():
@@ -198,14 +188,15 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("name", SAMPLER.names())
-def test_published_steps_in_float64(name, shift):
+@pytest.mark.parity("`sampler={name}`, {dtype}", "published steps in numpy, float64")
+def test_published_steps(name, dtype, allowed, shift):
     """1e-12 in float64 and 1e-5 in float32, on the grid of the sampler."""
     ours = SAMPLER.build(SAMPLER.get(name).config(steps=STEPS, time_shift=shift))
     draws = torch.randn(STEPS, *NOISE.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = torch.from_numpy(PUBLISHED[name](NOISE.double().numpy(), ours.times.tolist(), draws.__getitem__))
-    agree(f"{name}, shift {shift}, float64", ours.sample(velocity, NOISE.double(), fresh=draws.__getitem__), expected, 1e-12)
-    agree(f"{name}, shift {shift}, float32", ours.sample(velocity, NOISE, fresh=draws.__getitem__).double(), expected, 1e-5)
+    agree(ours.sample(velocity, NOISE.to(dtype), fresh=draws.__getitem__), expected, allowed)
 
 
 def test_guiding_the_drift_is_guiding_the_velocity():
@@ -220,6 +211,7 @@ def test_guiding_the_drift_is_guiding_the_velocity():
 
 
 @pytest.mark.parametrize("scale", [1.29, 0.5, -0.9])
+@pytest.mark.parity("`timestep=mode`", "diffusers compute_density_for_timestep_sampling, float32")
 def test_mode_law(scale):
     """1e-6 (of 1): SD3's formula falls with u, so its draw u is our quantile 1 - u."""
     u = torch.rand(1000, generator=torch.Generator().manual_seed(3))
@@ -228,6 +220,7 @@ def test_mode_law(scale):
     np.testing.assert_allclose(ours.numpy(), reference.numpy(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parity("`timestep=logit_normal`", "diffusers compute_density_for_timestep_sampling, float32")
 def test_logit_normal_law():
     """1e-5 (of 1), through the quantile of their normal draw."""
     mean, std = -0.6, 1.2
@@ -273,6 +266,7 @@ CONDITION, NULL = caption(0.7), caption(-0.4)
     ],
     ids=["cfg", "interval", "cfg_zero_star"],
 )
+@pytest.mark.parity("`guidance=cfg`, `interval`, `cfg_zero_star`", "diffusers guiders, float32")
 def test_guidance_along_eight_steps(reference, ours):
     """1e-5: the same velocity at every step of a uniform grid, by their count of steps and our count of time."""
     model = Shifted()
@@ -281,4 +275,4 @@ def test_guidance_along_eight_steps(reference, ours):
         reference.set_state(step=step, num_inference_steps=8, timestep=1000 * t[:1])
         expected = reference.forward(model(NOISE, t, CONDITION), model(NOISE, t, NULL)).pred
         found = ours.velocity(model, NOISE, t, CONDITION, NULL, route_noise=None)
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), step
+        agree(found, expected, 1e-5)

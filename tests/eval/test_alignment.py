@@ -9,8 +9,9 @@ import torch
 from pictograms import pictograms
 from rich.console import Console
 
-from eval.alignment import Clip, RidgeMiniLM, measure, recall, resolve, unit
-from eval.features import efficientnet, features
+from eval.alignment import Clip, RidgeMiniLM, image_to_text, measure, resolve, text_to_image, unit
+from eval.extractor import named
+from eval.features import features
 from eval.measure import Drawn
 from eval.ridge import PENALTIES, SentenceEncoder, fit
 from eval.samples import CaptionedImages
@@ -64,7 +65,7 @@ def test_sentences_are_mean_pooled_and_of_length_one_whatever_their_batch(tmp_pa
 @pytest.mark.slow
 def test_true_captions_beat_shuffled_ones_on_held_out_emoji(tmp_path):
     pixels, captions = pictograms(400)
-    extractor, sentences = efficientnet(EvalConfig()), SentenceEncoder(tmp_path, CPU)
+    extractor, sentences = named("efficientnet", EvalConfig()), SentenceEncoder(tmp_path, CPU)
     x = features(pixels, extractor, cache=tmp_path, device=CPU, title="")
     held_out = np.arange(400) % 4 == 0
     y = sentences.encode(captions)
@@ -75,20 +76,46 @@ def test_true_captions_beat_shuffled_ones_on_held_out_emoji(tmp_path):
     assert true > 0.1
     assert abs(np.mean(shuffled)) < 0.03
     assert true > max(shuffled) + 0.05
-    assert recall(images, texts, k=5) > 3 * 5 / 100  # chance is 5 of 100
+    own = np.arange(100)
+    assert image_to_text(images, texts, k=5, own=own).mean() > 3 * 5 / 100  # chance is 5 of 100
+    assert text_to_image(images, texts, k=5, own=own).mean() > 3 * 5 / 100
 
 
 # --- retrieval --------------------------------------------------------------------------------------------------------
 
 
-def test_recall_counts_captions_that_are_strictly_nearer():
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_retrieval_in_both_directions_equals_torchmetrics(k):
+    """25 captions with 60 images: some have two images, some three, so "a hit is any of one's own" counts."""
+    from hdm import torchvision_cpu
+
+    torchvision_cpu.declare()
+    from torchmetrics.functional.retrieval import retrieval_hit_rate
+
+    draw = np.random.default_rng(k)
+    captions = unit(draw.standard_normal((25, 6)))
+    own = np.arange(60) % 25
+    images = unit(captions[own] + 1.5 * draw.standard_normal((60, 6)))
+    cosines, mine = torch.from_numpy(images @ captions.T), torch.from_numpy(own[:, None] == np.arange(25))
+    for found, scores, relevant in (
+        (image_to_text(images, captions, k=k, own=own), cosines, mine),
+        (text_to_image(images, captions, k=k, own=own), cosines.T, mine.T),
+    ):
+        wanted = [float(retrieval_hit_rate(row, hit, top_k=k)) for row, hit in zip(scores, relevant)]
+        assert found.tolist() == wanted
+        assert 0 < sum(wanted) < len(wanted)
+
+
+def test_equally_near_ones_cost_nothing():
     captions = np.eye(8)
     images = np.eye(8)
-    assert recall(images, captions, k=1) == 1.0
-    images[0] = unit(np.array([[1.0, 2, 2, 0, 0, 0, 0, 0]]))  # its own caption is third
-    assert recall(images, captions, k=2) == 7 / 8
-    assert recall(images, captions, k=3) == 1.0
-    assert recall(np.eye(8)[[5, 5]], np.eye(8)[[5, 5]], k=1) == 1.0  # the same caption twice: either is right
+    images[0] = unit(np.array([[1.0, 2, 2, 0, 0, 0, 0, 0]]))  # its own caption is third; captions 1 and 2 have their own nearer
+    own = np.arange(8)
+    assert [image_to_text(images, captions, k=k, own=own).mean() for k in (1, 2, 3)] == [7 / 8, 7 / 8, 1]
+    assert text_to_image(images, captions, k=1, own=own).mean() == 1
+    twice = np.eye(8)[[5, 5]]  # the same caption twice: either is right
+    for direction in (image_to_text, text_to_image):
+        assert direction(twice, twice, k=1, own=np.arange(2)).mean() == 1
 
 
 # --- CLIP -------------------------------------------------------------------------------------------------------------
@@ -143,7 +170,9 @@ def test_clip_gives_the_cosines_of_transformers(tiny_clip):
 def test_clip_is_taken_where_it_is_and_names_its_numbers(tiny_clip, tmp_path):
     pixels, _ = pictograms(4)
     result = measure(drawn(pixels, CAPTIONS, tmp_path, clip=str(tiny_clip)))
-    assert set(result.values) == {"alignment/clip", "alignment/clip_r5", "alignment/clip_real", "alignment/clip_r5_real"}
+    names = {f"alignment/clip{part}" for part in ("", "_i2t_r5", "_t2i_r5")}
+    assert set(result.values) == {f"{name}{suffix}" for name in names for suffix in ("", "_real")}
+    assert set(result.errors) == names
     assert result.protocol["aligner"]["name"] == "clip"
     clip = Clip(str(tiny_clip), CPU)
     own = (clip.embed_images(pixels.flip(0), "") * clip.embed_captions(CAPTIONS)).sum(1)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
 from eval import camera, gallery, guidance, metrics, presets
@@ -35,7 +36,7 @@ def test_all_measures_what_can_be_had_and_names_the_rest(trained, capsys):
     assert {name.partition("/")[0] for name in found} == measured
     for name, number in found.items():
         assert np.isfinite(number.value)
-        assert name.endswith(("_real", "_r5_real")) or number.error >= 0, name
+        assert name.endswith("_real") or number.error >= 0, name
         assert number.digest in out
     assert list((trained / "eval").glob("*/memorisation.png"))
     events = [event.data["values"] for event in read(trained) if event.type == "metrics"]
@@ -157,6 +158,41 @@ def test_a_judge_of_a_plug_in_scores(trained, tmp_path, monkeypatch, capsys):
     assert "did you mean 'light'?" in err
 
 
+def test_an_extractor_of_a_plug_in_serves_every_distance(trained, tmp_path, monkeypatch, capsys):
+    """Its features are the mean of each channel, so the Fréchet distance can be had from three numbers an image."""
+    (tmp_path / "my_extractors.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from eval.extractor import EXTRACTORS, Extractor\n"
+        "@dataclass(kw_only=True, slots=True)\n"
+        "class BrightnessConfig:\n"
+        "    '''The mean of each channel.'''\n"
+        "    over: float = 255.0\n"
+        "@EXTRACTORS.register('brightness', BrightnessConfig)\n"
+        "class Brightness(Extractor):\n"
+        "    preprocessing, digest = 'none', 'none'\n"
+        "    def network(self, device):\n"
+        "        return lambda images: images.double().mean(dim=(2, 3)) / self.config.over\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["plugins=[my_extractors]", "eval.features=brightness", "eval.bootstrap=5"]
+    for name in ("fd", "fid"):
+        code, _, err = command(name, f"ckpt={trained}", *arguments, capsys=capsys)
+        assert code == 0, err
+    report = json.loads((trained / "eval" / "fd-brightness.json").read_text())
+    assert set(report["metrics"]) == {"fd/brightness", "kd/brightness"}
+    facts = {"name": "brightness", "layer": "", "weights": "none", "preprocessing": "none", "over": 255.0}
+    assert report["protocol"]["extractor"] == facts
+    drawn, _ = metrics.draw(metrics.load(trained))
+    x, y = (torch.cat(list(p.parts())).double().mean(dim=(2, 3)).numpy() / 255 for p in (drawn.pictures, drawn.real.pictures))
+    s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    wanted = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)
+    assert report["metrics"]["fd/brightness"] == pytest.approx(wanted, rel=1e-6)  # features are kept in single precision
+    assert json.loads((trained / "eval" / "fid-brightness.json").read_text())["metrics"]["fid/brightness"] == pytest.approx(wanted)
+    code, _, err = command("fd", f"ckpt={trained}", "eval.features=brightnes", capsys=capsys)
+    assert code == 2
+    assert "eval.features=brightnes: no such variant; did you mean 'brightness'? (options: inception, efficientnet," in err
+
+
 # --- guidance, camera, gallery ----------------------------------------------------------------------------------------
 
 
@@ -181,23 +217,58 @@ def test_guidance_shows_the_default_and_the_best_of_the_grid(trained, capsys):
         assert (code, words in err) == (2, True), err
 
 
+def test_arms_of_different_protocols_are_not_put_on_one_figure(tmp_path):
+    values = {"kid/x": 1.0, "fid/x": 1.0, "alignment/y": 1.0}
+    curves = []
+    for arm, steps in (("a", 16), ("b", 32)):
+        point = guidance.Point(scale=2, values=values, protocols={"kid/x": {"sampler": {"steps": steps}}})
+        curves.append(guidance.Curve(label=arm, default=2, points=[point]))
+    with pytest.raises(HdmError, match=r"^kid/x: a .* and b .* different protocols and are not compared: sampler.steps: 16 and 32"):
+        guidance.show(curves, "kid", tmp_path / "g.png")
+
+
 def test_best_is_least_distance_or_most_alignment():
-    points = [guidance.Point(scale=s, values={"kid/x": k, "alignment/y": a}, digests={}) for s, k, a in ((1, 2, 5), (2, 1, 3))]
+    points = [guidance.Point(scale=s, values={"kid/x": k, "alignment/y": a}, protocols={}) for s, k, a in ((1, 2, 5), (2, 1, 3))]
     curve = guidance.Curve(label="a", default=1, points=points)
     assert curve.best("kid/x", "kid").scale == 2
     assert curve.best("alignment/y", "alignment").scale == 1
     assert curve.at_default().scale == 1
 
 
+@pytest.mark.parametrize(
+    ("scales", "kids", "words"),
+    [
+        ([1, 2, 4], [3, 2, 1], "4, the largest"),
+        ([1, 2, 4], [1, 2, 3], "1, the least"),
+        ([0, 2, 4], [1, 2, 3], ""),
+        ([1, 2, 4], [2, 1, 3], ""),
+    ],
+)
+def test_an_optimum_at_an_end_of_the_grid_is_told(scales, kids, words, tmp_path, capsys):
+    points = [
+        guidance.Point(scale=s, values={"kid/x": k, "fid/x": k, "alignment/y": 0.1 * s}, protocols={}) for s, k in zip(scales, kids)
+    ]
+    guidance.show([guidance.Curve(label="arm", default=2, points=points)], "kid", tmp_path / "g.png")
+    err = capsys.readouterr().err
+    assert (f"arm: the best scale by kid/x is {words} of the grid" in err) == bool(words)
+    assert err.count("\n") == bool(words)
+
+
 def test_camera_writes_a_sheet_for_each_study_and_its_measures(trained, capsys):
-    options = ["n=2", "measured=4", "shifts=[0.25]", "zooms=[1.25]", "steps=[1,2]", "sizes=[16x16,8x32]", "rates=[0.5]"]
+    options = ["n=2", "measured=4", "shifts=[0.25]", "zooms=[1.25]", "steps=[1,2]", "sizes=[16x16,8x32]", "rates=[0.5]", "noises=2"]
     code, out, err = command("camera", f"ckpt={trained}", *options, capsys=capsys)
     assert code == 0, err
     (folder,) = (trained / "eval").glob("camera-*")
-    assert {path.stem for path in folder.glob("*.png")} == {"x", "y", "zoom", "aspect", "steps", "rates"}
+    assert {path.stem for path in folder.glob("*.png")} == {
+        *(f"{axis}{study}" for axis in "xy" for study in ("", "_moved", "_mean")), "zoom", "aspect", "steps", "rates",
+    }  # fmt: skip
     report = json.loads((folder / "camera.json").read_text())
-    assert [row["asked"] for row in report["settings"][:2]] == [-4.0, -4.0]  # a quarter of 16 pixels, to the left and up
-    assert set(report["metrics"]) == {"camera/x", "camera/x_within", "camera/y", "camera/y_within", "camera/zoom"}
+    rows = {row["setting"]: row for row in report["settings"]}
+    for setting in ("camera.x=0.25", "camera.y=0.25 moved", "camera.x=0.25 mean", "camera.y=0.25 control"):
+        assert rows[setting]["asked"] == pytest.approx(-4.0)  # a quarter of 16 pixels, to the left and up
+    measures = [f"{arm}{kind}" for arm in ("", "_moved", "_control") for kind in ("", "_within")] + ["_mean", "_loss"]
+    assert set(report["metrics"]) == {"camera/zoom", *(f"camera/{axis}{measure}" for axis in "xy" for measure in measures)}
+    assert all(np.isfinite(value) for value in report["metrics"].values())
     assert report["protocol_digest"] in out
 
 
@@ -209,6 +280,7 @@ def test_camera_writes_a_sheet_for_each_study_and_its_measures(trained, capsys):
         ("rates=[1.5]", "rates=.*between 0 and 1"),
         ("sizes=[32]", "sizes=32: is not of the form HxW"),
         ("n=0", "n=0: must be a whole number, 1 or more"),
+        ("frame=0.5", "frame=0.5: must be 1 or more"),
     ],
 )
 def test_camera_refuses_bad_options_in_one_line(option, words):
@@ -240,6 +312,13 @@ def test_gallery_has_a_row_for_each_prompt_and_a_column_for_each_network(trained
     assert [image["alt"] for image in page.images] == ['a "red" <car>'] * 2 + ["cat"] * 2
     assert page.images[0]["src"] != page.images[1]["src"]
     assert Path("shown/gallery.png").exists()
+
+
+def test_an_empty_list_of_prompts_is_one_line(trained, tmp_path, capsys):
+    (tmp_path / "none.txt").write_text(" \n\n")
+    code, _, err = command("gallery", f"ckpt={trained}", "prompts=none.txt", capsys=capsys)
+    assert code == 2
+    assert err == "error: prompts=none.txt: holds no prompt; write one a line\n"
 
 
 def test_gallery_escapes_prompts():

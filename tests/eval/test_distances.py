@@ -41,6 +41,14 @@ def test_frechet_equals_the_matrix_square_root(d):
     assert distance(x, y) == pytest.approx(by_square_root(x, y), rel=1e-8)
 
 
+def test_frechet_equals_clean_fid():
+    from cleanfid.fid import frechet_distance
+
+    x, y = correlated(400, 60), correlated(300, 60, seed=1, shift=0.2)
+    theirs = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    assert distance(x, y) == pytest.approx(float(theirs), rel=1e-8)
+
+
 def test_frechet_equals_torch_fidelity_on_the_same_features():
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 

@@ -9,13 +9,14 @@ from pictograms import pictograms
 from PIL import Image, ImageFilter
 from rich.console import Console
 
-from eval import features as module
+from eval import extractor as module
 from eval.distribution import kid_estimator, measure
-from eval.features import Images, efficientnet, features, inception, resolve
+from eval.extractor import named, resolve
+from eval.features import features
 from eval.measure import Drawn
 from eval.samples import CaptionedImages
 from hdm.config.errors import AssetError
-from hdm.config.schema import EvalConfig, Features, RunConfig
+from hdm.config.schema import EvalConfig, RunConfig
 from hdm.files import sha256
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def noisy(pixels, std):
 
 def measured(real, images, cache, **options):
     run = RunConfig(cache=str(cache))
-    run.eval = EvalConfig(features=Features.efficientnet, **options)
+    run.eval = EvalConfig(features="efficientnet", **options)
     captioned = CaptionedImages(pixels=real, views=torch.zeros(len(real), 6), captions=["x"] * len(real))
     return measure(Drawn(run=run, real=captioned, images=images, device=CPU, console=Console(quiet=True))).values
 
@@ -64,7 +65,7 @@ def test_fid_and_kid_follow_their_definitions(cache):
     real, _ = pictograms(2 * COUNT)
     other, real = real[::2], real[1::2]
     values = measured(real, other, cache)
-    extractor = efficientnet(EvalConfig())
+    extractor = named("efficientnet", EvalConfig())
     x, y = (features(p, extractor, cache=cache, device=CPU, title="") for p in (other, real))
     assert x.shape == (COUNT, 1280)
     assert values["fid/efficientnet"] == pytest.approx(frechet(x, y), rel=1e-4)
@@ -105,7 +106,7 @@ def test_preprocessing_is_what_is_documented():
     from eval.efficientnet import EfficientNetLite0
 
     pixels, _ = pictograms(2, size=128)  # already 128 px: no resizing
-    weights = efficientnet(EvalConfig()).weights
+    weights = named("efficientnet", EvalConfig()).weights
     found = EfficientNetLite0("x", ["1280"], feature_extractor_weights_path=str(weights))(pixels)[0]
     net = EfficientNet.from_name("efficientnet-lite0").eval()
     net.load_state_dict(torch.load(weights, weights_only=True))
@@ -116,7 +117,7 @@ def test_preprocessing_is_what_is_documented():
 
 def test_features_are_computed_once(cache, monkeypatch):
     pixels, _ = pictograms(4)
-    extractor = efficientnet(EvalConfig())
+    extractor = named("efficientnet", EvalConfig())
     first = features(pixels, extractor, cache=cache, device=CPU, title="")
 
     def refuse(*_, **__):
@@ -128,11 +129,6 @@ def test_features_are_computed_once(cache, monkeypatch):
         features(pixels.flip(0), extractor, cache=cache, device=CPU, title="")
 
 
-def test_images_are_uint8():
-    with pytest.raises(AssertionError):
-        Images(torch.zeros(2, 3, 4, 4))
-
-
 def test_kid_uses_all_images_up_to_a_thousand():
     assert kid_estimator(256) == {"kid_subsets": 1, "kid_subset_size": 256}
     assert kid_estimator(5000) == {"kid_subsets": 100, "kid_subset_size": 1000}
@@ -141,13 +137,13 @@ def test_kid_uses_all_images_up_to_a_thousand():
 def test_missing_inception_weights_are_one_line_with_path_and_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(AssetError) as caught:
-        inception(EvalConfig())
+        named("inception", EvalConfig())
     message = str(caught.value)
     assert f"{tmp_path}/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth" in message
     assert "eval.inception=FILE" in message
     assert "\n" not in message
     with pytest.raises(AssetError, match=r"no weights at nowhere.pth"):
-        inception(EvalConfig(inception="nowhere.pth"))
+        named("inception", EvalConfig(inception="nowhere.pth"))
 
 
 def test_auto_says_loudly_which_extractor_it_takes(tmp_path, monkeypatch):
@@ -160,7 +156,7 @@ def test_auto_says_loudly_which_extractor_it_takes(tmp_path, monkeypatch):
 def test_other_weights_under_inceptions_name_are_refused(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"something else")
     with pytest.raises(AssetError, match=r"w\.pth is not weights-inception.*SHA-256"):
-        inception(EvalConfig(inception=str(tmp_path / "w.pth")))
+        named("inception", EvalConfig(inception=str(tmp_path / "w.pth")))
 
 
 @pytest.mark.slow

@@ -7,15 +7,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from eval.metrics import evaluate
+from eval.metrics import evaluate, load, measure
 from eval.samples import open_split
 from hdm import cli
 from hdm.config.axes import OBJECTIVE
-from hdm.config.errors import CheckpointError, ConfigError, HdmError
+from hdm.config.errors import CheckpointError, ConfigError, DataError, HdmError, TrainingError
 from hdm.export import __main__ as export
 from hdm.track.events import EventLog, read
 from hdm.train.checkpoint import load_model
@@ -69,7 +70,9 @@ def test_images_are_drawn_once_for_all_metrics(trained, monkeypatch):
     first = evaluate(trained, ["fid"])
     monkeypatch.setattr("hdm.diffusion.generate.Generator.images", refuse)
     assert evaluate(trained, ["fid"]) == first
-    assert set(evaluate(trained, ["clip"])) == {f"alignment/ridge_minilm{part}" for part in ("", "_r5", "_real", "_r5_real")}
+    assert set(evaluate(trained, ["clip"])) == {
+        f"alignment/ridge_minilm{part}{suffix}" for part in ("", "_i2t_r5", "_t2i_r5") for suffix in ("", "_real")
+    }
     with pytest.raises(AssertionError, match="drawn again"):
         evaluate(trained, ["fid"], overrides=["sampler.steps=3"])
 
@@ -159,7 +162,7 @@ def test_fewer_held_out_images_than_asked_for_is_said(trained, capsys):
     ("arguments", "error", "words"),
     [
         ({"overrides": ["eval.samples=8"]}, ConfigError, r"eval.samples=8: is too few; ask for 16 or more"),
-        ({"metrics": ["fdi"]}, ConfigError, r"no metric 'fdi'; did you mean 'fid'\?"),
+        ({"metrics": ["prcd"]}, ConfigError, r"no metric 'prcd'; did you mean 'prdc'\?"),
         ({"overrides": ["merge=add"]}, ConfigError, "merge=add: belongs to the trained run"),
         ({"overrides": ["sampler.step=3"]}, ConfigError, "did you mean 'sampler.steps'"),
         ({"weights": "best"}, ConfigError, r"weights=best: no such weights \(options: ema"),
@@ -171,6 +174,31 @@ def test_bad_input_is_one_line(trained, arguments, error, words):
     with pytest.raises(error, match=words) as caught:
         evaluate(arguments.pop("ckpt"), arguments.pop("metrics"), **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_draws_nan_is_one_line(trained):
+    subject = load(trained)
+    for parameter in subject.loaded.model.parameters():
+        parameter.data.fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"^20 of 20 images hold NaN or infinite pixels and cannot be measured[^\n]*$"):
+        measure(subject, ["kid"])
+
+
+def test_features_that_are_not_finite_and_too_few_images_are_refused():
+    from eval.distribution import _check
+
+    values = np.ones((3, 4))
+    with pytest.raises(DataError, match=r"generated images: 1 are too few; ask for more eval\.samples"):
+        _check(values[:1], "generated images")
+    values[1, 2] = np.nan
+    with pytest.raises(DataError, match="real images: 1 have features that are not finite"):
+        _check(values, "real images")
+
+
+def test_a_val_split_of_a_few_images_is_refused(trained, monkeypatch):
+    monkeypatch.setattr("eval.metrics.FEWEST", 21)
+    with pytest.raises(DataError, match=r"its val split has 20 images; metrics need 21 or more"):
+        evaluate(trained, ["kid"], overrides=["eval.samples=30"])
 
 
 def test_the_command_prints_a_table_and_records(trained, capsys):
@@ -213,9 +241,10 @@ def test_help_is_quick_and_needs_no_torch(module):
 
 def test_help_names_every_choice():
     from eval import clip, fid
-    from hdm.config.schema import Alignment, Features
+    from eval.extractor import EXTRACTORS
+    from hdm.config.schema import Alignment
 
-    assert " | ".join(Features) in fid.__doc__
+    assert " | ".join(["auto", *EXTRACTORS.names()]) in fid.__doc__
     assert " | ".join(Alignment) in clip.__doc__
 
 

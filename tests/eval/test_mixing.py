@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from eval import presets, reference
-from eval.features import Extractor
+from eval.extractor import named
 from eval.presets import PRESETS
 from hdm.config.compose import compose
 from hdm.config.errors import ConfigError, DataError, HdmError
+from hdm.config.schema import EvalConfig
 from hdm.track.protocol import differences, digest, reports, require_equal
 
 FID = {"metric": "fid", "samples": 256, "sampler": {"name": "euler", "steps": 32}, "ema": 0.1}
@@ -61,8 +62,10 @@ def test_unknown_preset_is_one_line():
 # --- references as files ----------------------------------------------------------------------------------------------
 
 
-def extractor(name="efficientnet", digest="abc"):
-    return Extractor(name=name, registered="x", layer="1280", weights=None, digest=digest, preprocessing="p")
+def extractor(digest="abc"):
+    found = named("efficientnet", EvalConfig())
+    found.digest = digest
+    return found
 
 
 def test_a_reference_comes_back_from_its_file(tmp_path):

@@ -1,5 +1,6 @@
 """The sampling engine: the same images whatever the number of processes, the batch, or what was there already."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from eval import samples, sampling
-from eval.metrics import draw, load
+from eval.metrics import draw, evaluate, load
 from eval.pictures import Pictures
 from eval.samples import CaptionedImages, to_bytes
 from eval.sampling import Remembered, groups
 from hdm.config.errors import DataError, TrainingError
+from hdm.config.schema import Metric
 
 SOURCE = Path(__file__).parents[2]
 
@@ -131,6 +133,34 @@ def test_two_processes_share_the_work_and_draw_what_one_draws(trained, small_gro
     assert sorted(int(line.split()[0]) for lines in told for line in lines) == [0, 4, 8, 12, 16]  # each group once
     again = torch.cat([load_file(path)["images"] for path in sorted(folder.glob("samples-*.safetensors"))])
     assert torch.equal(again, whole)
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_numbers_of_one_process_however_far_it_had_come(trained):
+    """Of `-m eval.all` with another batch size, after two of five groups: all numbers and protocols are equal."""
+    options = ["eval.samples=100", "eval.repeat=true", "eval.bootstrap=5"]
+    measured = [m for m in Metric if m not in (Metric.fd, Metric.fd_dinov2, Metric.cmmd, Metric.preference)]
+    alone = evaluate(trained, [m.value for m in measured], overrides=options)
+    reports = {path.name: json.loads(path.read_text()) for path in (trained / "eval").glob("*.json")}
+    images = sorted((trained / "eval").glob("*/samples-*.safetensors"))
+    assert len(images) == 5
+    features = list(Path("cache").glob("features/*.safetensors"))
+    assert len(features) >= 3
+    for path in [*images[2:], *(trained / "eval").glob("*.json"), *features]:
+        path.unlink()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m", "eval.all"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, f"ckpt={trained}", *options, "sampling.batch_size=1000"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    again = {path.name: json.loads(path.read_text()) for path in (trained / "eval").glob("*.json")}
+    assert again.keys() >= reports.keys() - {next(name for name in reports if name.startswith("kid"))}
+    for name in again:
+        assert again[name] == reports[name], name
+    found = {name: value for report in again.values() for name, value in report["metrics"].items()}
+    assert found == {name: alone[name] for name in found}
+    assert {name.partition("/")[0] for name in found} >= {"fid", "kid", "precision", "alignment", "loss", "memorisation"}
 
 
 def test_whole_images_keep_their_aspect_ratios(trained):

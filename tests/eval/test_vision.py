@@ -7,13 +7,13 @@ from pictograms import pictograms
 from rich.console import Console
 
 from eval.distribution import measure
+from eval.extractor import named
 from eval.features import features
 from eval.measure import Drawn
 from eval.samples import CaptionedImages
-from eval.vision import clip, dinov2
 from hdm import torchvision_cpu
 from hdm.config.errors import AssetError
-from hdm.config.schema import EvalConfig, Features, RunConfig
+from hdm.config.schema import EvalConfig, RunConfig
 
 CPU = torch.device("cpu")
 
@@ -53,10 +53,10 @@ def by_the_library(kind, folder, pixels):
         return CLIPModel.from_pretrained(folder)(input_ids=torch.zeros(1, 2, dtype=int), pixel_values=x).image_embeds
 
 
-@pytest.mark.parametrize(("kind", "resolve"), [("dinov2", dinov2), ("clip", clip)])
-def test_features_are_those_of_the_library(folders, tmp_path, kind, resolve):
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
+def test_features_are_those_of_the_library(folders, tmp_path, kind):
     pixels, _ = pictograms(5, size=48)
-    extractor = resolve(str(folders / kind))
+    extractor = named(kind, EvalConfig(**{kind: str(folders / kind)}))
     found = features(pixels, extractor, cache=tmp_path, device=CPU, title="")
     np.testing.assert_allclose(found, by_the_library(kind, folders / kind, pixels).numpy(), atol=2e-5)
     assert len(extractor.digest) == 64
@@ -70,7 +70,7 @@ def test_fd_and_cmmd_follow_their_definitions(folders, tmp_path):
     run.eval = EvalConfig(dinov2=str(folders / "dinov2"), clip=str(folders / "clip"), bootstrap=5)
     images = CaptionedImages(pixels=real, views=torch.zeros(20, 6), captions=["x"] * 20)
     drawn = Drawn(run=run, real=images, images=other, device=CPU, console=Console(quiet=True))
-    found = measure(drawn, extractor=Features.clip, kinds=("cmmd",))
+    found = measure(drawn, features="clip", kinds=("cmmd",))
     x, y = (by_the_library("clip", folders / "clip", p).double().numpy() for p in (other, real))
 
     def kernel(a, b):
@@ -79,14 +79,14 @@ def test_fd_and_cmmd_follow_their_definitions(folders, tmp_path):
     assert found.values["cmmd/clip"] == pytest.approx(1000 * (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y)), abs=1e-3)
     assert found.errors["cmmd/clip"] > 0
     assert found.protocol["extractor"]["name"] == "clip"
-    distances = measure(drawn, extractor=Features.dinov2, kinds=("fd", "kd"))
+    distances = measure(drawn, features="dinov2", kinds=("fd", "kd"))
     assert set(distances.values) == {"fd/dinov2", "kd/dinov2"}
 
 
 def test_incomplete_folders_are_one_line(tmp_path):
     with pytest.raises(AssetError, match=r"eval.dinov2=nobody/no-dino: no DINOv2 .*hf download nobody/no-dino.*eval.dinov2=FOLDER"):
-        dinov2("nobody/no-dino")
+        named("dinov2", EvalConfig(dinov2="nobody/no-dino"))
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.json").write_text("{}")
     with pytest.raises(AssetError, match=r"has no preprocessor_config\.json"):
-        clip(str(tmp_path / "half"))
+        named("clip", EvalConfig(clip=str(tmp_path / "half")))

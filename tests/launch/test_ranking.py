@@ -4,7 +4,9 @@ import math
 
 import pytest
 
+from hdm.launch.noise import noise_floor
 from hdm.launch.ranking import FEW_SEEDS, ONE_SEED, Ranking, Row
+from hdm.stats import NoiseFloor
 from hdm.sweep import parse
 from hdm.track.events import EventLog
 
@@ -38,6 +40,40 @@ def test_the_sweeps_own_baseline_and_alpha_are_what_verdicts_go_by():
     said = Ranking(rows(FULL), metric="val/loss", baseline="merge=concat", alpha=0.2).headline()
     assert "merge=cross against merge=concat: cannot reach p < 0.2 with 2 seeds; 4 can." in said  # 2 / 2^4 = 0.125
     assert "against merge=cross" not in said
+
+
+def test_what_is_ahead_by_less_than_the_noise_band_shares_a_rank_and_wins_nothing():
+    values = {f"merge={m} seed={s}": v + s for m, v in (("cross", 0.40), ("concat", 0.35), ("add", 0.1)) for s in range(8)}
+    seeds = ("merge=cross,concat,add", "seeds=8")
+    spread = 0.1 / NoiseFloor(spread=1.0, freedom=6, paired=True).band(8)  # a band of ± 0.1
+    near = Ranking(rows(values, seeds), metric="val/loss", noise=NoiseFloor(spread=spread, freedom=6, paired=True))
+    assert near.ranks() == {"merge=add": 1, "merge=concat": 2, "merge=cross": 2}
+    assert "Differences of means within ± 0.1 are noise, as between arms that do not differ, and share a rank." in near.headline()
+    assert "merge=concat against merge=cross: inconclusive: inside the noise band." in near.headline()
+    assert "merge=add against merge=cross: better." in near.headline()
+    assert near.leader() == "merge=add"
+    wide = Ranking(rows(values, seeds), metric="val/loss", noise=NoiseFloor(spread=4 * spread, freedom=6))
+    assert set(wide.ranks().values()) == {1}
+    assert wide.leader() == "merge=cross"  # nobody beats the baseline
+    without = Ranking(rows(values, seeds), metric="val/loss")
+    assert (without.leader(), without.ranks()["merge=cross"]) == ("merge=add", 3)
+
+
+def test_the_noise_band_is_that_of_the_arms_of_the_named_sweep(tmp_path):
+    """Twins that are 0.2 apart for every seed; one arm of the second seed did not end."""
+    name = "twin-0badcafe"
+    folder = tmp_path / "runs" / "sweeps" / name
+    folder.mkdir(parents=True)
+    sweep = parse(["merge=cross,concat", f"noise_floor={name}"])
+    assert "noise_floor=twin-0badcafe: no such sweep below runs" in noise_floor(sweep)[1]
+    arms = [{"setting": f"twin={t}", "seed": s, "run": f"{t}-{s}"} for t in ("one", "other") for s in range(3)]
+    (folder / "sweep.json").write_text(json.dumps({"arms": arms}))
+    assert "has val/loss for no two arms" in noise_floor(sweep)[1]
+    for arm in arms:
+        log = EventLog(tmp_path / "runs" / arm["run"])
+        log.metrics({"val/loss": arm["seed"] + (0.2 if arm["setting"] == "twin=other" else 0)}, 10)
+        log.status("interrupted" if arm["run"] == "other-1" else "finished")
+    assert noise_floor(sweep) == (NoiseFloor(spread=pytest.approx(0.2 / math.sqrt(2)), freedom=2, paired=True), "")
 
 
 def test_more_may_be_better():

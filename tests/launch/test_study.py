@@ -1,6 +1,10 @@
 import optuna
+import pytest
+import sqlalchemy
 
-from hdm.launch.study import Study
+from hdm.config.errors import HdmError
+from hdm.launch.study import Study, Trials, open_study
+from hdm.track.uri import alone
 
 AXES = {"merge": ["cross", "concat"], "seed": ["0", "1"]}
 
@@ -53,3 +57,61 @@ def test_another_metric_is_another_study(tmp_path):
     study(tmp_path).tell(point, 0.5)
     study(tmp_path, "fid").tell(point, 40.0)
     assert study(tmp_path).values() != study(tmp_path, "fid").values()
+
+
+def shared(folder, owner, limit=2):
+    found = open_study(folder, storage=f"sqlite:///{folder}/study.db", name="many", directions=["minimize"], heartbeat=1)
+    return Trials(found, owner=owner, limit=limit)
+
+
+def silence(folder):
+    """All signs of life are as old as can be."""
+    engine = sqlalchemy.create_engine(f"sqlite:///{folder}/study.db")
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("update trial_heartbeats set heartbeat = '2000-01-01 00:00:00'"))
+
+
+def test_a_silent_launchers_setting_goes_to_another_once(tmp_path):
+    here, there, third = (shared(tmp_path, name) for name in ("here", "there", "third"))
+    lost = here.ask()
+    x = lost.suggest_float("x", -1, 1)
+    other = there.ask()
+    assert there.ask() is None and there.others
+    there.beat([other])
+    silence(tmp_path)
+    there._record_beat(other)
+    (again,) = [found for launcher in (third, shared(tmp_path, "fourth")) if (found := launcher.ask())]
+    assert again.suggest_float("x", -1, 1) == x
+    assert here.mine() == []
+    here.tell(lost.number, [0.25])  # too late, and no harm
+    third.tell(again.number, [x * x])
+    there.tell(other.number, [1.0])
+    trials = third.study.trials
+    assert [t.state.name for t in trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert shared(tmp_path, "fifth").ask() is None
+    assert shared(tmp_path, "fifth", limit=3).ask().number == 3
+
+
+def test_a_setting_that_silences_its_launchers_is_given_up(tmp_path):
+    for _ in range(4):
+        assert shared(tmp_path, "one", limit=1).ask() is not None
+        silence(tmp_path)
+    assert shared(tmp_path, "one", limit=1).ask() is None
+
+
+def test_what_failed_by_itself_counts_and_is_not_tried_again(tmp_path):
+    trials = shared(tmp_path, "here", limit=1)
+    trials.tell(trials.ask().number, None)
+    assert shared(tmp_path, "there", limit=1).ask() is None
+    assert [t.number for t in trials.mine()] == [0]
+
+
+def test_a_grid_has_one_launcher_wherever_it_is(tmp_path):
+    uri = f"sqlite:///{tmp_path}/study.db"
+    with alone(uri, task="merge-1", busy="taken"):
+        with alone(uri), alone(uri, task="merge-2", busy="taken"):
+            pass
+        with pytest.raises(HdmError, match="taken"), alone(uri, task="merge-1", busy="taken"):
+            pass
+    with alone(uri, task="merge-1", busy="taken"):
+        pass

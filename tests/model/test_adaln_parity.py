@@ -58,6 +58,7 @@ def modulated(x, m, norm):
     return h if m.shift is None else h + m.shift
 
 
+@pytest.mark.parity("`adaln=per_layer`", "diffusers AdaLayerNormZero")
 def test_per_layer_is_adaln_zero_of_diffusers():
     """DiT: shift, scale, gate of attention, then of the MLP, out of one layer behind a SiLU; its norm has no gain."""
     ours = adaln(PerLayerConfig(gate=Gate.zero, activation=Activation.silu))
@@ -77,6 +78,7 @@ def test_per_layer_is_adaln_zero_of_diffusers():
         torch.testing.assert_close(vector[:, 0], expected, **EXACT)
 
 
+@pytest.mark.parity("`adaln=no_shift`", "diffusers LuminaRMSNormZero, squares in float32")
 def test_no_shift_is_luminas_modulation_in_diffusers():
     """scale and gate of attention, then of the MLP, behind a SiLU, under a zero gate: the same form as LightningDiT's wo_shift."""
     ours = adaln(NoShiftConfig(gate=Gate.zero, activation=Activation.silu))
@@ -94,6 +96,7 @@ def test_no_shift_is_luminas_modulation_in_diffusers():
         torch.testing.assert_close(vector[:, 0], expected, **EXACT)
 
 
+@pytest.mark.parity("`adaln=single`", "diffusers AdaLayerNormSingle")
 def test_single_is_adaln_single_of_diffusers():
     """PixArt: one layer behind a SiLU for all blocks, and a table per block; the last table is added to the embedding itself."""
     ours, final = adaln(SingleConfig(gate=Gate.zero)), ready(final_modulation(Final.table, D))
@@ -115,6 +118,7 @@ def test_single_is_adaln_single_of_diffusers():
     torch.testing.assert_close(final(X, embedded[:, None]), expected, **EXACT)
 
 
+@pytest.mark.parity("`backbone.final=adaln`", "diffusers AdaLayerNormContinuous")
 def test_final_adaln_is_the_continuous_one_of_diffusers():
     """DiT's last layer: a norm without gain, then scale and shift out of a layer behind a SiLU, from zero."""
     layer_norm = NORM.build(LayerConfig(affine=False), D)
@@ -139,6 +143,7 @@ def test_what_stands_in_front_of_the_output_layer():
     assert torch.equal(dit.final(x, time), x)
 
 
+@pytest.mark.parity("`adaln=hyper`", "diffusers ChromaApproximator")
 def test_the_approximator_is_chromas_in_diffusers():
     ours = ready(Approximator(64, 48, D, layers=5))
     theirs = ChromaApproximator(64, D, 48, n_layers=5).double()
@@ -155,6 +160,7 @@ def test_the_approximator_is_chromas_in_diffusers():
     torch.testing.assert_close(ours.vectors(x), theirs(x), **EXACT)
 
 
+@pytest.mark.parity("`adaln.mapping` of `scale_only`", "diffusers FeedForward, geglu, float32 and 64")
 def test_the_mapping_network_is_made_of_geglu_layers():
     """Each layer is the feed-forward network of diffusers, with GEGLU and without biases, inside RMSNorm and residual."""
     ours = ready(MappingNetwork(D, 3 * D, layers=2))

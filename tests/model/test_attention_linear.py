@@ -73,6 +73,7 @@ def test_equals_a_matrix_of_weights(kind, head_dim):
 
 
 @pytest.mark.parametrize("kind", [QKNorm.none, QKNorm.rms])
+@pytest.mark.parity("`attention=linear`", "diffusers SanaLinearAttnProcessor2_0, float32")
 def test_is_the_attention_of_sana_in_diffusers(kind):
     """diffusers sums in fp32, whatever it is given."""
     torchvision_cpu.declare()
@@ -98,6 +99,7 @@ def test_is_the_attention_of_sana_in_diffusers(kind):
     torch.testing.assert_close(module(X, PLAIN), expected, rtol=0, atol=2e-6 * expected.abs().max().item())
 
 
+@pytest.mark.parity("`attention=linear`, its sums", "diffusers SanaMultiscaleLinearAttention, float32")
 def test_is_the_sum_of_the_multiscale_attention_in_diffusers():
     """That of DC-AE, without its convolutions, in float64 but for its division."""
     torchvision_cpu.declare()

@@ -84,6 +84,7 @@ def by_dense_mask(module, config, index, x, layout):
 @every_config
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize(("others", "padded", "index"), [(0, False, 0), (3, False, 1), (3, True, 1)])
+@pytest.mark.parity("`attention=neighborhood`, `window`, with gradients", "SDPA with one dense mask, float64")
 def test_equals_one_dense_mask_and_so_do_gradients(config, grid, others, padded, index):
     module, encoding = built(config, index=index, encoding=AxialRopeConfig())
     layout = layout_of(grid, others, padded=padded, encoding=encoding)
@@ -172,6 +173,7 @@ def swin(module, *, shift, grid, window):
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3])
 @pytest.mark.parametrize(("grid", "window"), [((16, 16), 8), ((12, 20), 4), ((8, 8), 2), ((8, 8), 8)], ids=str)
+@pytest.mark.parity("`attention=window`", "transformers SwinLayer, float64")
 def test_window_attention_is_that_of_swin(grid, window, index):
     """Blocks of odd number are shifted. Swin's table of relative positions starts at zero, its mask is -100.
 
@@ -187,8 +189,9 @@ def test_window_attention_is_that_of_swin(grid, window, index):
 
 @pytest.mark.parametrize("window", [3, 4, 7])
 @pytest.mark.parametrize("grid", [(7, 7), (9, 13), (16, 16), (5, 16)], ids=str)
+@pytest.mark.parity("`attention=neighborhood`", "natten na2d on a CPU, float32")
 def test_neighborhood_attention_is_that_of_natten(grid, window):
-    pytest.importorskip("natten", minversion="0.20")
+    pytest.importorskip("natten", minversion="0.21")
     module = Neighborhood(NeighborhoodConfig(window=window), SIZE, ENCODING.build(NopeConfig(), SIZE, (-0.5, 0.5)))
     layout, draw = layout_of(grid, 0, padded=False), torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(2, HEADS, grid[0] * grid[1], C, generator=draw) for _ in range(3))
@@ -197,8 +200,9 @@ def test_neighborhood_attention_is_that_of_natten(grid, window):
 
 
 @pytest.mark.gpu
+@pytest.mark.parity("`attention=neighborhood`, with gradients", "natten na2d on CUDA, float32")
 def test_natten_does_it_on_cuda_with_the_same_gradients(monkeypatch):
-    natten = pytest.importorskip("natten", minversion="0.20")
+    natten = pytest.importorskip("natten", minversion="0.21")
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     module = built(NeighborhoodConfig())[0].float().cuda()

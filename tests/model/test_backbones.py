@@ -27,7 +27,7 @@ DIT = LAYER | {"backbone": ("dit", {"blocks": 3}), "merge": "none", "attention":
 
 def near(got, expected, bound=1e-10):
     assert expected.abs().max() > 0.01
-    assert ((got - expected).abs().max() / expected.abs().max()).item() <= bound
+    torch.testing.assert_close(got, expected, rtol=0, atol=bound * expected.abs().max().item())
 
 
 def draws(*shape):
@@ -66,6 +66,7 @@ def layout(text=None, text_mask=None, images=N, tokens=N):
 
 @pytest.mark.parametrize("qk_norm", [QKNorm.none, QKNorm.rms])
 @pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parity("block of `mmdit`", "diffusers JointTransformerBlock")
 def test_mmdit_block_is_that_of_diffusers(last, qk_norm):
     """JointTransformerBlock, and its context_pre_only as the last block."""
     rms = qk_norm is QKNorm.rms
@@ -119,6 +120,7 @@ def copy_basic(ours, theirs, *, text):
         put(ours.text.out, theirs.attn2.to_out[0])
 
 
+@pytest.mark.parity("block of PixArt", "diffusers BasicTransformerBlock, ada_norm_single")
 def test_pixart_block_is_that_of_diffusers():
     """ada_norm_single, where padding is masked."""
     theirs = jitter(
@@ -138,6 +140,7 @@ def test_pixart_block_is_that_of_diffusers():
     near(got, theirs(x, encoder_hidden_states=text, encoder_attention_mask=bias, timestep=time))
 
 
+@pytest.mark.parity("caption MLP of `cross_attn`", "diffusers PixArtAlphaTextProjection")
 def test_caption_projection_is_that_of_diffusers():
     theirs = jitter(PixArtAlphaTextProjection(CONTEXT, D))
     fusion = network(**DIT).double().text
@@ -147,6 +150,7 @@ def test_caption_projection_is_that_of_diffusers():
     near(fusion.states(text), theirs(text))
 
 
+@pytest.mark.parity("block of `dit`", "diffusers BasicTransformerBlock, ada_norm_zero")
 def test_dit_block_is_that_of_diffusers():
     """ada_norm_zero; text is read by an output layer of zeros, and adds nothing."""
     theirs = jitter(
@@ -179,6 +183,7 @@ def uvit(blocks=5):
     return LAYER | {"backbone": ("uvit", {"blocks": blocks}), "merge": "concat", "adaln": "none", "text_fusion": "concat"}
 
 
+@pytest.mark.parity("network `uvit`, tokens and skips", "layers of torch.nn, float64")
 def test_uvit_is_layers_of_torch_and_a_stack_of_states():
     """Time and text are tokens; each block of the second half takes Linear([x; state]) of its mirror."""
     model = network(**uvit()).double()
@@ -258,6 +263,7 @@ def test_the_tap_of_every_backbone_takes_the_alignment_loss(name):
         assert reached == [i < depth for i in range(len(blocks))]
 
 
+@pytest.mark.parity("merge and split of `hdit`", "strided convolutions of torch, float64")
 def test_hdit_is_strided_convolutions_around_its_blocks():
     """Merge and split of 2x2 tokens are convolutions of stride 2, positions are pooled, the skip is torch.lerp."""
     hourglass = ("hdit", {"levels": 2, "outer": 1, "inner": 2})

@@ -62,6 +62,7 @@ def queries(tokens, size=SIZE_128):
 EVA = {"fraction": 1.0, "spacing": Spacing.lang, "order": Order.blocks}
 
 
+@pytest.mark.parity("`encoding=axial_rope`, lang", "timm RotaryEmbeddingCat, angles in float32")
 def test_lang_in_blocks_is_the_rotary_encoding_of_eva_in_timm():
     """Integer positions, theta^(-k/K), all channels, y then x (EVA, LightningDiT)."""
     x = queries(GRID[0] * GRID[1])
@@ -70,6 +71,7 @@ def test_lang_in_blocks_is_the_rotary_encoding_of_eva_in_timm():
     torch.testing.assert_close(turned(AxialRopeConfig(**EVA), integer(), x), expected, rtol=0, atol=2e-6)  # its angles are fp32
 
 
+@pytest.mark.parity("`encoding=axial_rope`, each axis", "diffusers apply_rotary_emb, float32")
 def test_each_axis_is_the_rotary_encoding_of_diffusers():
     x, position = queries(GRID[0] * GRID[1]), integer()
     got = turned(AxialRopeConfig(**EVA), position, x)
@@ -119,6 +121,7 @@ def test_frequencies_of_hdit():
 
 
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
+@pytest.mark.parity("`encoding.pairs=half_split`", "diffusers apply_rotary_emb, float32")
 def test_half_split_pairs_are_those_of_diffusers(fraction):
     config = AxialRopeConfig(**{**EVA, "fraction": fraction, "pairs": Pairs.half_split})
     scheme, position, x = encoding(config), integer(), queries(35)
@@ -138,6 +141,7 @@ def test_half_split_reaches_the_network():
     assert not torch.allclose(given.run(model), given.run(other), atol=1e-4)
 
 
+@pytest.mark.parity("`encoding=flux_rope`", "diffusers FluxPosEmbed, float32")
 def test_flux_is_that_of_diffusers():
     """Three axes of 16, 56 and 56 channels at theta 1e4, ids (0, row, column), text at (0, 0, 0)."""
     scheme, text = encoding(FluxRopeConfig()), 4
@@ -151,6 +155,7 @@ def test_flux_is_that_of_diffusers():
     assert torch.equal(got[:, :, 35:], x[:, :, 35:])
 
 
+@pytest.mark.parity("`encoding=flux_rope`, text index", "diffusers FluxPosEmbed, float32")
 def test_text_index_is_an_axis_of_its_own():
     """Text numbers from 1 on the first axis of Flux's three; image tokens keep 0 there."""
     scheme = encoding(FluxRopeConfig(text=TextPosition.index))
@@ -189,6 +194,7 @@ def test_attention_sees_only_differences_of_positions(config):
     ("grid", "base", "scale"),
     [((16, 16), 16, 1.0), ((32, 32), 16, 1.0), ((64, 64), 64, 2.0), ((24, 40), 32, 2.0), ((5, 7), 16, 1.0)],
 )
+@pytest.mark.parity("`encoding=sincos_abs`, interpolated", "diffusers get_2d_sincos_pos_embed, float32")
 def test_sincos_of_interpolated_numbers_is_pixarts_table_in_diffusers(grid, base, scale):
     """i base / size / scale along each axis, whatever its length."""
     position = integer(grid, IntegerConfig(interpolation=Interpolation.base, base=base, scale=scale))
@@ -198,6 +204,7 @@ def test_sincos_of_interpolated_numbers_is_pixarts_table_in_diffusers(grid, base
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (5, 7)])
+@pytest.mark.parity("`encoding=sincos_abs`", "timm build_sincos2d_pos_embed, float32")
 def test_sincos_of_integers_is_the_table_of_timm(grid):
     """timm's order of the four quarters is sin x, sin y, cos x, cos y."""
     got = encoding(SincosAbsConfig()).embed(integer(grid))[0].unflatten(1, (2, 2, -1)).transpose(1, 2).flatten(1)

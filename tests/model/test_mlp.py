@@ -32,6 +32,7 @@ def built(config):
 
 
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parity("`mlp=geglu`", "diffusers FeedForward, geglu")
 def test_geglu_is_that_of_diffusers(bias):
     torchvision_cpu.declare()
     from diffusers.models.attention import FeedForward
@@ -44,6 +45,7 @@ def test_geglu_is_that_of_diffusers(bias):
 
 
 @pytest.mark.parametrize("ratio", [2.5, 1.0, None])
+@pytest.mark.parity("`mlp=mix_ffn`", "diffusers GLUMBConv")
 def test_mix_ffn_is_that_of_sana_in_diffusers(ratio):
     torchvision_cpu.declare()
     from diffusers.models.transformers.sana_transformer import GLUMBConv

@@ -89,7 +89,7 @@ print(
 
 def test_the_kernels_of_natten_are_counted():
     """Through natten's own declarations, their order of arguments included."""
-    pytest.importorskip("natten", minversion="0.20")
+    pytest.importorskip("natten", minversion="0.21")
     done = subprocess.run([sys.executable, "-c", KERNELS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     n = 4 * 3 * 2 * 9 * 13 * 49 * 16
@@ -98,7 +98,7 @@ def test_the_kernels_of_natten_are_counted():
 
 @pytest.mark.gpu
 def test_a_network_on_cuda_counts_what_it_counts_on_meta():
-    pytest.importorskip("natten", minversion="0.20")
+    pytest.importorskip("natten", minversion="0.21")
     module = ATTENTION.build(NeighborhoodConfig(), SIZE, ENCODING.build(NopeConfig(), SIZE, (-0.5, 0.5)))
     totals = []
     for device in ("meta", "cuda"):

@@ -174,6 +174,7 @@ class Published:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (96, 64)], ids=str)
+@pytest.mark.parity("network `xut` from published names", "equations over those names, float64")
 def test_imported_weights_compute_the_published_equations(size):
     """Random tensors under the published names, with no detour over a network of ours."""
     shapes = {published.published_name(name): t.shape for name, t in network(seed=None).state_dict().items()}

@@ -115,6 +115,7 @@ UPSTREAM = {
 @pytest.mark.parametrize("grid", [(4, 4), (2, 6)])
 @pytest.mark.parametrize("routed", [False, True])
 @pytest.mark.parametrize("case", [REPORT, UPSTREAM], ids=["report", "upstream"])
+@pytest.mark.parity("network `xut`, the report's and upstream's", "its equations, float64")
 def test_forward_equals_the_equations(case, routed, grid):
     model = network(**case).double()
     given = inputs(model, grid=grid, dtype=torch.float64)

@@ -54,6 +54,7 @@ def standard(x, eps=1e-6):
         (DynamicTanhConfig(), lambda w: np.tanh(w["alpha"] * X) * w["weight"] + w["bias"]),
     ],
 )
+@pytest.mark.parity("`norm=rms`, `layer`, `dynamic_tanh`", "their equations in numpy, float64")
 def test_norms(config, equation):
     norm = ready(NORM.build(config, D))
     np.testing.assert_allclose(norm(torch.from_numpy(X)).detach(), equation(weights(norm)), rtol=0, atol=1e-12)
@@ -95,6 +96,7 @@ def test_swiglu_and_gelu():
     np.testing.assert_allclose(mlp(x, LAYOUT).detach(), h @ w["down.weight"].T + w["down.bias"], rtol=0, atol=1e-11)
 
 
+@pytest.mark.parity("`mlp=gelu`", "diffusers FeedForward, gelu-approximate")
 def test_gelu_is_the_feed_forward_of_dit_in_diffusers():
     torchvision_cpu.declare()
     from diffusers.models.attention import FeedForward
@@ -188,6 +190,7 @@ def diffusers_attention(kind, ours, q, k, v):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parity("`attention=full`, QK-norm {kind.name}", "diffusers Attention, squares in float32")
 def test_full_attention_is_that_of_diffusers(kind):
     attention, _ = full(kind)
     theirs = diffusers_attention(kind, attention, *attention.qkv.weight.chunk(3))
@@ -198,6 +201,7 @@ def test_full_attention_is_that_of_diffusers(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parity("`merge=cross`, QK-norm {kind.name}", "diffusers Attention, squares in float32")
 def test_cross_attention_is_that_of_diffusers(kind):
     attention = ready(CrossAttention(SIZE, qk_norm=kind))
     theirs = diffusers_attention(kind, attention, attention.q.weight, *attention.kv.weight.chunk(2))

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from nano import architecture, inputs, network
+from nano import CONTEXT, architecture, inputs, network
+from torch.nn import functional as F
 
 from hdm.model import build
 
@@ -21,6 +22,22 @@ def test_ends_of_double(share, other):
     model = network(**PLAIN, text_fusion=("double", {"share": share}))
     given = inputs(model)
     assert torch.equal(given.run(model), given.run(network(**PLAIN, text_fusion=other)))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_registers_are_text_that_is_learned(padded):
+    """Two of them do what two more text tokens with these states do, and learn."""
+    model = network(**PLAIN, text_fusion=("double", {"share": 0.5, "registers": 2}))
+    plain = network(**PLAIN, text_fusion=("double", {"share": 0.5}))
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "text.registers"})
+    given, more = inputs(model, padded=padded), torch.randn(2, CONTEXT, generator=torch.Generator().manual_seed(1))
+    model.text.registers.data.copy_(plain.text.proj(more))
+    got = given.run(model)
+    got.square().sum().backward()
+    assert model.text.registers.grad.abs().min() > 0
+    c = given.condition
+    c.text, c.text_mask = torch.cat([c.text, more.expand(2, -1, -1)], dim=1), F.pad(c.text_mask, (0, 2), value=True)
+    torch.testing.assert_close(got, given.run(plain), rtol=0, atol=1e-5)
 
 
 def test_gated_cross_attention_shares_the_modulation_of_the_merge():

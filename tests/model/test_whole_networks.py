@@ -1,6 +1,6 @@
 """Whole networks against those of diffusers, and where no package has one against the published equations in float64.
 
-The time embedding is the laboratory's own for every backbone (docs/backbones.md), so theirs is given ours. `-s` prints the errors.
+The time embedding is the laboratory's own for every backbone (docs/backbones.md), so theirs is given ours.
 """
 
 import math
@@ -23,11 +23,9 @@ GELU = ("gelu", {"width": 128 / 48})
 BASE = {"encoding": ("sincos_abs", {"base": 4}), "routing": "none"}
 
 
-def near(got, expected, bound, name):
+def near(got, expected, bound):
     assert expected.abs().max() > 0.01
-    error = ((got - expected).abs().max() / expected.abs().max()).item()
-    print(f"{name}: largest relative error {error:.1e}")
-    assert error <= bound
+    torch.testing.assert_close(got, expected, rtol=0, atol=bound * expected.abs().max().item(), check_dtype=False)
 
 
 class Given(nn.Module):
@@ -86,6 +84,7 @@ def load(theirs, weights, *given):
 QKV = ("to_q", "to_k", "to_v")
 
 
+@pytest.mark.parity("network `dit`", "diffusers DiTTransformer2DModel, its table of positions in float32")
 def test_dit_is_that_of_diffusers():
     model, given, time = ours("dit", mlp=GELU, **BASE)
     theirs = DiTTransformer2DModel(
@@ -103,9 +102,10 @@ def test_dit_is_that_of_diffusers():
     for block in theirs.transformer_blocks:
         block.norm1.emb, block.norm1.norm.eps = Given(time), 1e-6
     step = torch.zeros(2, dtype=torch.long)
-    near(given.run(model), theirs(given.x, step, step).sample, 1e-6, "dit, float64 but for their table of positions in float32")
+    near(given.run(model), theirs(given.x, step, step).sample, 1e-6)
 
 
+@pytest.mark.parity("network `mmdit`", "diffusers SD3Transformer2DModel, positions and QK-norm in float32")
 def test_mmdit_is_that_of_diffusers():
     """SD3's, without pooled text."""
     model, given, time = ours("mmdit", mlp=GELU, **BASE)
@@ -135,9 +135,10 @@ def test_mmdit_is_that_of_diffusers():
     load(theirs, weights, "time_text_embed", *idle)
     theirs.time_text_embed = Given(time)
     got = theirs(given.x, given.condition.text, torch.zeros(2, 8), torch.zeros(2)).sample
-    near(given.run(model), got, 1e-6, "mmdit, float64 but for their table of positions and mean square in float32")
+    near(given.run(model), got, 1e-6)
 
 
+@pytest.mark.parity("network `sana`", "diffusers SanaTransformer2DModel, its attention in float32")
 def test_sana_is_that_of_diffusers():
     model, given, time = ours("sana", attention=("linear", {"head_dim": C}), mlp=("mix_ffn", {"ratio": 2.5}), routing="none")
     theirs = SanaTransformer2DModel(
@@ -163,9 +164,10 @@ def test_sana_is_that_of_diffusers():
     load(theirs, weights)
     theirs.time_embed.emb, theirs.caption_norm.eps = Given(time), 1e-6
     got = theirs(given.x, given.condition.text, torch.zeros(2)).sample
-    near(given.run(model), got, 1e-5, "sana, float64 but for their attention in float32")
+    near(given.run(model), got, 1e-5)
 
 
+@pytest.mark.parity("network `uvit`", "layers of torch.nn, float64")
 def test_uvit_is_layers_of_torch_on_tokens_with_learned_positions():
     """[time, text, image] in the published order under one learned table (1 + L + N, D), that of time being a bias of its token."""
     learned = ("learned_abs", {"base": 4, "extent": 1.0, "text": 5})
@@ -187,7 +189,7 @@ def test_uvit_is_layers_of_torch_on_tokens_with_learned_positions():
     norm, out = model.out.norm, model.out.proj
     x = F.layer_norm(x[:, 6:], (D,), norm.weight, norm.bias, 1e-6) @ out.weight.T + out.bias
     expected = F.fold(x.view(2, 16, 2, 2, 4).permute(0, 4, 2, 3, 1).reshape(2, 16, 16), (8, 8), 2, stride=2)
-    near(given.run(model), expected, 1e-10, "uvit with learned positions, float64")
+    near(given.run(model), expected, 1e-10)
 
 
 class HourglassReference:
@@ -262,6 +264,7 @@ def turned(x, angle):
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (6, 10)], ids=str)
+@pytest.mark.parity("network `hdit`, window 3", "its equations token by token, float64")
 def test_hdit_is_its_equations(grid):
     """AdaRMSNorm, cosines in windows, GEGLU, axial rotations, merges, splits and the lerp; HDiT has no text."""
     window = 3
@@ -279,4 +282,4 @@ def test_hdit_is_its_equations(grid):
         dtype=torch.float64,
     )
     expected = torch.stack([reference.velocity(given.x[i], time[i], place, grid) for i in range(2)])
-    near(got, expected, 1e-10, f"hdit, float64, {grid[0]} x {grid[1]} tokens")
+    near(got, expected, 1e-10)

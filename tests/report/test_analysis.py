@@ -92,7 +92,7 @@ def test_small_differences_drown_in_the_noise_floor():
     # t of 7 degrees of freedom x sd of four 0 and four 0.3 x sqrt(2 / 8)
     assert a.comparisons["merge=concat"].band == pytest.approx(2.364624 * 0.3 * math.sqrt(8 / 7) / 2 * 0.5, rel=1e-5)
     assert "Inconclusive: inside the noise band" in page(a).html()
-    with pytest.raises(HdmError, match=r"noise_floor=x-1: no setting of it has val/loss for two seeds"):
+    with pytest.raises(HdmError, match=r"noise_floor=x-1: it has val/loss for no two arms"):
         analyse(sweep(pairs(8, CLEAR)), nothing, noise=sweep([arm("baseline", 0, 0.5)]))
 
 

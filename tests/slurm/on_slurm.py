@@ -1,6 +1,7 @@
 """A sweep of the tiny run, as a person starts it on the cluster."""
 
-import os
+import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -12,20 +13,19 @@ from hdm.config.identity import run_name
 from hdm.config.lines import REPOSITORY
 from hdm.track.events import read, series
 
-ENVIRONMENT = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests/slurm", "OMP_NUM_THREADS": "1"}
 SLURM = ["launcher=slurm", "launcher.poll=2", "track.uri=off", "launcher.cpus=1"]
-LONG = ["budget.samples=400", "train.checkpoint_every=20"]
 
 
-def start(*arguments):
+def start(cluster, *arguments):
     command = [sys.executable, "-m", "hdm.sweep", *TINY, *SLURM, *arguments]
+    environment = cluster.environment | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 
@@ -34,12 +34,26 @@ def folder_of(*overrides):
     return f"{run.out}/{run_name(run)}"
 
 
-def wait_until(condition, process, seconds=120):
+def wait_until(condition, process, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def jobs_of(tmp_path):
+    """The Slurm jobs that a launcher wrote down, by arm."""
+    with contextlib.suppress(ValueError):
+        (path,) = tmp_path.glob("runs/sweeps/*/arms.json")
+        return {label: arm["job"]["job_id"] for label, arm in json.loads(path.read_text()).items() if arm["job"]}
+    return {}
+
+
+def reason_of(label, output):
+    """The line of the report about an arm that failed."""
+    (line,) = (line for line in output.splitlines() if line.startswith(f"failed: {label}:"))
+    return line
 
 
 def seen(folder, samples):

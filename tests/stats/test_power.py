@@ -8,7 +8,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from hdm.stats import NoiseFloor, axis_importance, holm, least_seeds, minimal_effect, pareto_front, seeds_needed, smallest_p
+from hdm.stats import axis_importance, holm, least_seeds, minimal_effect, pareto_front, seeds_needed, smallest_p
 from hdm.stats.power import detection_rate, paired_power
 
 
@@ -64,23 +64,6 @@ def test_holm_is_statsmodels():
     p = np.random.default_rng(0).random(20) ** 3
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], rel=1e-12)
     assert holm([]) == []
-
-
-def test_noise_band_holds_the_share_that_it_promises():
-    """Arms that are the same, of 6 seeds each, the spread measured on 12 others: |difference| is inside in 95 % of cases."""
-    draws = np.random.default_rng(5).normal(3.0, 0.2, (4000, 24))
-    inside = 0
-    for row in draws:
-        floor = NoiseFloor.of({"": row[:12]})
-        inside += abs(row[12:18].mean() - row[18:].mean()) <= floor.band(6)
-    assert abs(inside / 4000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
-
-
-def test_noise_floor_pools_settings():
-    floor = NoiseFloor.of({"a": [1.0, 3.0], "b": [10.0, 11.0, 12.0], "c": [5.0]})
-    assert (floor.spread, floor.freedom) == (pytest.approx(math.sqrt((2 + 2) / 3)), 3)
-    assert floor.band(8) == pytest.approx(stats.t.ppf(0.975, 3) * floor.spread * 0.5)
-    assert NoiseFloor.of({"a": [1.0]}) is None
 
 
 def test_pareto_front_by_definition():

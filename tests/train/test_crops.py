@@ -27,7 +27,7 @@ from hdm.train.validation import Validation
 SHAPES = [(40, 20), (20, 40), (30, 30), (36, 24)]
 COMMON = [*NANO, "train.accumulation=2", "schedule=constant", "validation.samples=3", "optimizer.lr=0.05"]
 discover()
-CROPS = [*CROP.names(), "arb crop.law=nai", "arb crop.law=pixart crop.step=4", "center crop.hflip=0.5"]
+CROPS = [*CROP.names(), "arb crop.law=nai", "arb crop.law=pixart crop.step=4 crop.balanced=7", "center crop.hflip=0.5"]
 
 
 @pytest.fixture(autouse=True)

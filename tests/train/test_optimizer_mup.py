@@ -59,6 +59,7 @@ def test_rates_and_decays_are_those_of_the_mup_package(case, compensate):
     assert [name for name, role in roles.items() if role is Role.output] == ["out.proj.weight"]
 
 
+@pytest.mark.parity("`optimizer.rule=mup`, outputs along six steps", "mup MuAdam and MuReadout")
 def test_the_output_layer_moves_as_under_mups_multiplier():
     mup = pytest.importorskip("mup")
 

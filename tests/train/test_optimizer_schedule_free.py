@@ -57,6 +57,7 @@ def test_three_sequences_as_the_paper_has_them(dtype, tolerance):
             np.testing.assert_allclose(ours.detach().double().numpy(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parity("`optimizer=schedule_free`, weights along the path", "schedulefree AdamWScheduleFree, float32")
 def test_the_authors_package_takes_the_same_path():
     schedulefree = pytest.importorskip("schedulefree")
     model, reference = small(), small()
