@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 
 WORDS = [
-    "budget.steps=8", "train.log_every=4", "schedule=constant", "model.depth=2", "model.dec_blocks=2", "routing.rate=0.5",
+    "budget.steps=6", "train.log_every=4", "schedule=constant", "model.depth=3", "routing.rate=0.5",
     "captions.tag_dropout=0.5", "captions.text_dropout=0.2",  # captions of many lengths
 ]  # fmt: skip
 
@@ -31,11 +31,11 @@ def trained(folder, *overrides):
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"}
     command = [sys.executable, "-c", PROGRAM, str(folder), *WORDS, *overrides]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "recompile_limit" not in done.stderr
     heard = json.loads((folder / "heard-0.json").read_text())
-    weights = load_file(folder / "checkpoints" / "samples-000000032" / "model.safetensors")
+    weights = load_file(folder / "checkpoints" / "samples-000000024" / "model.safetensors")
     return heard[2], weights, [int(number) for number in done.stdout.splitlines()[-1].split()]
 
 
@@ -44,8 +44,7 @@ def test_compiled_training_is_eager_training(shards, tmp_path):
     compiled, other, (graphs, breaks) = trained(tmp_path / "compiled", "parallel.compile=true")
     assert none == 0
     assert breaks == 0
-    # eight blocks of four kinds: plain, with a merge, the last one, and these with and without gradients, for one and any length
-    assert 0 < graphs <= 16
+    assert 0 < graphs <= 12  # blocks are plain, with a merge, or the last; with and without gradients; for one and for any length
     for key in ("train/loss", "train/grad_norm", "val/loss"):
         assert compiled[key] == pytest.approx(eager[key], rel=2e-4), key
     for name, tensor in weights.items():

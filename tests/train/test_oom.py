@@ -1,6 +1,11 @@
 """Memory that runs out: the override that is named is the one that leaves least to keep, by the estimate of the plan."""
 
 import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +15,7 @@ from hdm.config.compose import compose
 from hdm.config.errors import TrainingError
 from hdm.model import Architecture
 from hdm.model.memory import saved_bytes
+from hdm.train.checkpoint import latest
 from hdm.train.oom import explained
 
 BIG = [*NANO, "train.batch_size=64", "train.accumulation=2"]
@@ -54,3 +60,30 @@ def test_where_nothing_is_left_to_change():
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes"), explained(compose(NANO), 1):
         raise RuntimeError("shapes do not fit")
+
+
+def test_memory_that_really_runs_out(shards):
+    """A process that may have 700 MB more, and a step that keeps gigabytes: one line, and the checkpoint from before."""
+    words = [
+        "model.dim=128", "model.mlp_dim=512", "model.head_dim=64", "train.batch_size=1024", "sampling.grid=0", "budget.steps=1",
+    ]  # fmt: skip
+    program = (
+        "import re, resource\nfrom pathlib import Path\nfrom squares import NANO, Listener\n"
+        "from hdm.config.compose import compose\nfrom hdm.config.errors import TrainingError\nfrom hdm.train.loop import train\n"
+        f"run = compose([*NANO, *{words!r}])\n"
+        "used = int(re.search(r'VmSize:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 700_000_000, resource.RLIM_INFINITY))\n"
+        "try:\n    train(run, Path('run'), Listener())\nexcept TrainingError as error:\n    print('said:', error)\n"
+    )
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    said = done.stdout.splitlines()[-1]
+    assert re.match(
+        r"said: memory ran out \(.*\); set (model\.gradient_checkpointing=true|train\.accumulation=2): activations of [\d.]+ GB"
+        r" become [\d.]+ GB\. The same command continues$",
+        said,
+    ), done.stderr[-2000:]
+    assert latest(Path("run")).name == "samples-000000000"
