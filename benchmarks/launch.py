@@ -51,7 +51,8 @@ def start(sweep: Sweep, count: int) -> float:
     """Seconds of the CPU for one arm's process."""
     before = used()
     launcher = LocalLauncher(sweep.folder / "jobs", 1)
-    for arm in sweep.arms[: launcher.room() * count]:
+    for arm in sweep.arms[:count]:
+        assert launcher.room() == 1  # and the last one's place is free
         overrides = adopted(arm, sweep.name)
         (job,) = launcher.submit(
             [ArmJob(overrides=overrides, folder=str(arm.folder), sweep=sweep.name, setting=arm.setting, environment={})]

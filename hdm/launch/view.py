@@ -34,7 +34,7 @@ def page(sweep: "Sweep", shipper: Shipper, ranking: "Ranking") -> dict[str, Any]
         group=setting_tag(sweep.name) if repeated else "",
         parameters=() if repeated else [key for axis in sweep.axes.values() for key in _keys(axis.key, sweep)],
         bars=[metric, *ranking.others()][:_MOST_BARS],
-        curves=[*dict.fromkeys([metric, "val/loss", "train/loss"])],
+        curves=list(dict.fromkeys([metric, "val/loss", "train/loss"])),
         images=[("samples/grid", step)] if (step := _last_picture(sweep)) else [],
         expanded=[parent],
     )

@@ -89,11 +89,17 @@ def test_open_shows_the_settings_averaged_over_seeds_with_curves_and_pictures(br
     _, output, opened = sweep
     assert f"MLflow: {opened}" in output
     assert "viewStateShareKey=" in opened
-    text = look(browser, opened, "merge=cross", "merge=concat", "(average)", "overview", "curves", name="view")
-    assert "6 matching runs" in text
+    words = ("merge=cross", "merge=concat", "Group by: hdm.setting.merge-seed-", "overview", "curves", "6 matching runs")
+    text = look(browser, opened, *words, name="view")
+    assert "You're viewing a shared view" in text
     wait_for(browser, "return document.querySelectorAll('.js-plotly-plot').length", 2)
-    time.sleep(2)
     keep(browser, "view")
+    browser.execute_script(
+        "[...document.querySelectorAll('*')].filter(e => !e.children.length && e.textContent === 'samples')"
+        ".forEach(e => e.scrollIntoView())"
+    )
+    wait_for(browser, IMAGES, 2)
+    keep(browser, "view-samples")
 
 
 def test_the_runs_of_the_sweep_are_a_table_with_short_names(browser, sweep):
