@@ -1,6 +1,6 @@
-"""What the frozen encoders cost by how they are fed: padding, packing, chunks, torch.compile. Ratios of interleaved runs.
+"""What the frozen encoders cost by how they are fed: padding, packing, chunks, with --compile also torch.compile. Interleaved runs.
 
-usage: python -m benchmarks.conditioning [rounds=5] [captions=64]
+usage: python -m benchmarks.conditioning [rounds=5] [captions=64] [--compile]
 
 Networks of the real architectures with random weights, written to a temporary folder in the published format and read by the
 laboratory: Qwen3 of 8 layers of 256 channels, the SDXL autoencoder at a quarter of its width. Captions have 2 to 256 words, the
@@ -119,7 +119,8 @@ def compare(title: str, arms: dict[str, Callable[[], object]], *, rounds: int, u
 def command(arguments: list[str]) -> None:
     """Measure and print Markdown tables."""
     rounds, count = (int(cli.take_option(arguments, key) or default) for key, default in (("rounds", 5), ("captions", 64)))
-    cli.reject_unknown(arguments, "usage: python -m benchmarks.conditioning [rounds=5] [captions=64]")
+    compiling = cli.take_flag(arguments, "--compile")
+    cli.reject_unknown(arguments, "usage: python -m benchmarks.conditioning [rounds=5] [captions=64] [--compile]")
     torchvision_cpu.declare()
     torch.manual_seed(0)
     machine = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{platform.machine()} CPU, {os.cpu_count()} cores"
@@ -137,7 +138,7 @@ def command(arguments: list[str]) -> None:
             return KL(KLConfig(path=str(vae), **fields), cache=Path(folder), device=DEVICE)
 
         captions = drawn(count)
-        trimmed, packed, compiled = encoder(), encoder(packing=True), encoder(compile=True)
+        trimmed, packed = encoder(), encoder(packing=True)
         states, mask = trimmed.encode(captions)
         lengths = mask.sum(dim=1)
         least, mean, most = int(lengths.min()), float(lengths.float().mean()), int(lengths.max())
@@ -146,26 +147,36 @@ def command(arguments: list[str]) -> None:
             "padded to 256": lambda: fully_padded(trimmed, captions),
             "trimmed (default)": lambda: trimmed.encode(captions),
             "packed": lambda: packed.encode(captions),
-            "trimmed, compiled": lambda: compiled.encode(captions),
         }
         compare("text", arms, rounds=rounds, unit="tokens", amount=int(lengths.sum()))
         full = fully_padded(trimmed, captions)[:, : states.shape[1]]
-        for name, other in (("padded", full), ("packed", packed.encode(captions)[0]), ("compiled", compiled.encode(captions)[0])):
+        for name, other in (("padded", full), ("packed", packed.encode(captions)[0])):
             print(f"largest difference of a state, {name} - trimmed: {float((other - states)[mask].abs().max()):.1e}")
 
         pixels = torch.rand(IMAGES, 3, SIDE, SIDE, device=DEVICE) * 2 - 1
         chunked = {n: autoencoder(chunk=n) for n in (4, 1, 16)}
-        compiled_vae = autoencoder(compile=True)
         images: dict[str, Callable[[], object]] = {
-            f"chunk={n}": lambda vae=vae: vae.encode(pixels, None) for n, vae in chunked.items()
+            f"chunk={n}": lambda held=held: held.encode(pixels, None) for n, held in chunked.items()
         }
-        images["chunk=4, compiled"] = lambda: compiled_vae.encode(pixels, None)
         compare(f"{IMAGES} images of {SIDE} px", images, rounds=rounds, unit="images", amount=IMAGES)
         latents = chunked[4].encode(pixels, None)
-        for name, vae_ in (("chunk=1", chunked[1]), ("chunk=16", chunked[16]), ("compiled", compiled_vae)):
-            print(
-                f"largest difference of a latent, {name} - chunk=4: {float((vae_.encode(pixels, None) - latents).abs().max()):.1e}"
-            )
+        for n in (1, 16):
+            print(f"largest difference of a latent, chunk={n} - chunk=4: {_apart(chunked[n].encode(pixels, None), latents):.1e}")
+        if not compiling:
+            return
+
+        compiled_vae = autoencoder(compile=True)
+        images = {"chunk=4": images["chunk=4"], "chunk=4, compiled": lambda: compiled_vae.encode(pixels, None)}
+        compare("autoencoder.compile", images, rounds=rounds, unit="images", amount=IMAGES)
+        print(f"largest difference of a latent, compiled - eager: {_apart(compiled_vae.encode(pixels, None), latents):.1e}")
+        text_encoder = encoder(compile=True)
+        arms = {"trimmed": arms["trimmed (default)"], "trimmed, compiled": lambda: text_encoder.encode(captions)}
+        compare("text_encoder.compile", arms, rounds=rounds, unit="tokens", amount=int(lengths.sum()))
+        print(f"largest difference of a state, compiled - eager: {_apart(text_encoder.encode(captions)[0], states):.1e}")
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max())
 
 
 if __name__ == "__main__":
