@@ -18,7 +18,7 @@ the fraction of images within a pixel and a half of it. Shifts are measured in f
 
 n=8            captions
 measured=32    images for the measures
-noises=32      noises behind each mean picture
+noises=8       noises behind each mean picture
 frame=1        the pictures of shifts are the middle square of whole images so many times as long: 1 is the whole of a square one;
                at 1.5 a shift stays within what training cut its squares from
 shifts=[-0.25,-0.125,0.125,0.25]    camera.x and camera.y, in units of the position map (1 is the side of a square)
@@ -66,7 +66,7 @@ def parse(arguments: list[str]) -> Request:
     request = Request(
         shown=_whole("n", cli.take_option(arguments, "n") or "8"),
         measured=_whole("measured", cli.take_option(arguments, "measured") or "32"),
-        noises=_whole("noises", cli.take_option(arguments, "noises") or "32"),
+        noises=_whole("noises", cli.take_option(arguments, "noises") or "8"),
         frame=(_numbers("frame", cli.take_option(arguments, "frame") or "1") or [0.0])[0],
         shifts=numbers["shifts"],
         zooms=numbers["zooms"],
