@@ -35,7 +35,7 @@ def page(sweep: "Sweep", shipper: Shipper, ranking: "Ranking") -> dict[str, Any]
         parameters=() if repeated else [key for axis in sweep.axes.values() for key in _keys(axis.key, sweep)],
         bars=[metric, *ranking.others()][:_MOST_BARS],
         curves=list(dict.fromkeys([metric, "val/loss", "train/loss"])),
-        images=[("samples/grid", step)] if (step := _last_picture(sweep)) else [],
+        images=[("samples/grid", step)] if not repeated and (step := _last_picture(sweep)) else [],
         expanded=[parent],
     )
     try:
