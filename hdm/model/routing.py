@@ -183,6 +183,7 @@ class Tread(Routing):
     """N - int(N rate) tokens stay, the first of the order that the route's uniform draws give; the others pass unchanged."""
 
     ordered = True
+    rounds_kept = False  # masks round the number that stays, routes that of the others: 127 or 128 of 255 at 0.5 (spec 4)
 
     def __init__(self, config: RateConfig, size: ModelConfig) -> None:
         super().__init__(config, size)
@@ -195,7 +196,7 @@ class Tread(Routing):
         if route is None or self.skips(route):
             return None
         rate = self.rate if route.rate is None else route.rate
-        keep = tokens - int(tokens * rate)
+        keep = max(int(tokens * (1 - rate)), 1) if self.rounds_kept else tokens - int(tokens * rate)
         if keep == tokens:
             return None
         ids = _redrawn(route.noise, number).argsort(dim=1)[:, :keep]
@@ -219,6 +220,7 @@ class DeferredMask(Tread):
     """See DeferredMaskConfig."""
 
     enters = Section.before
+    rounds_kept = True
     returns = False
     reconstruction = 0.0
 
@@ -232,6 +234,7 @@ class MaskMae(Tread):
     """See MaskMaeConfig."""
 
     enters = Section.before
+    rounds_kept = True
 
     def __init__(self, config: MaskMaeConfig, size: ModelConfig) -> None:
         super().__init__(config, size)

@@ -28,6 +28,13 @@ def test_lengths_of_tread():
     assert list(lengths(model, inputs(model)).values()) == [16, 8, 8, 8, 16, 16]
 
 
+@pytest.mark.parametrize(("routing", "kept"), [("tread", 128), ("deferred_mask", 127), ("mask_mae", 127)])
+def test_odd_numbers_of_tokens_round_as_published(routing, kept):
+    """Of 255 at a half TREAD rounds those that leave, the masks those that stay (spec 4)."""
+    route = Route(noise=torch.rand(2, 255))
+    assert network(**PLAIN, routing=(routing, {"rate": 0.5})).routing.kept(route, 255).shape == (2, kept)
+
+
 @pytest.mark.parametrize("axes", [{}, PLAIN, {"backbone": "uvit", "merge": "concat"}, PLAIN | {"text_fusion": "mmdit"}])
 def test_order_of_the_kept_tokens_is_of_no_consequence(axes):
     """Attention with rotary positions does not see it."""
