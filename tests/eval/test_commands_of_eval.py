@@ -8,7 +8,9 @@ import scipy.linalg
 import torch
 
 from eval import camera, gallery, guidance, metrics, presets
+from eval.extractor import EXTRACTORS
 from eval.metrics import evaluate, evaluate_in_training
+from eval.preference import JUDGES
 from hdm import cli
 from hdm.config.amend import amend
 from hdm.config.errors import AssetError, DataError, HdmError
@@ -147,6 +149,7 @@ def test_a_judge_of_a_plug_in_scores(trained, tmp_path, monkeypatch, capsys):
         "    def facts(self): return {'name': 'light'}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(JUDGES, "variants", dict(JUDGES.variants))
     arguments = ["plugins=[my_judges]", "eval.preference=light", "eval.bootstrap=5"]
     code, _, err = command("preference", f"ckpt={trained}", *arguments, capsys=capsys)
     assert code == 0, err
@@ -174,6 +177,7 @@ def test_an_extractor_of_a_plug_in_serves_every_distance(trained, tmp_path, monk
         "        return lambda images: images.double().mean(dim=(2, 3)) / self.config.over\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(EXTRACTORS, "variants", dict(EXTRACTORS.variants))  # no other test has the plug-in's
     arguments = ["plugins=[my_extractors]", "eval.features=brightness", "eval.bootstrap=5"]
     for name in ("fd", "fid"):
         code, _, err = command(name, f"ckpt={trained}", *arguments, capsys=capsys)
