@@ -21,6 +21,7 @@ def test_errors_are_relative_to_the_largest_value_and_a_comparison_still_fails()
     assert errors == [0.05, 0.0, 0.25, 0.25]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_marked_comparisons_alone():
     words = [sys.executable, "-m", "benchmarks.parity", "tests/model/test_mlp.py", "-k", "mix_ffn"]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)

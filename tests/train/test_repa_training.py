@@ -31,6 +31,7 @@ def plain(*overrides):
     return compose([*NANO, *COMMON, *overrides])
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_to_the_bit(shards, tmp_path):
     common = ["routing.rate=0.5", "train.accumulation=2"]
     straight = train(run_of(*common), tmp_path / "straight", Listener())
