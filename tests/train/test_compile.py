@@ -31,7 +31,7 @@ def trained(folder, *overrides):
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"}
     command = [sys.executable, "-c", PROGRAM, str(folder), *WORDS, *overrides]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "recompile_limit" not in done.stderr
     heard = json.loads((folder / "heard-0.json").read_text())
