@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from hdm.config.errors import HdmError
 from hdm.files import replacing
 from hdm.report import figures, gallery
 from hdm.report.analysis import Analysis, analyse
 from hdm.report.page import Report
+from hdm.report.record import SweepRecord
 from hdm.report.sections import tables
 from hdm.report.store import Store
 
@@ -25,9 +27,9 @@ def collect(
 ) -> Report:
     """Everything that the page of sweep `name` shows. `advance` is told the fraction that each part of the reading was."""
     record = store.sweep(name)
-    aa = noise_floor or record.noise_floor
-    noise = store.sweep(aa) if aa and aa != name else None
+    noise, missing = _noise(store, name, noise_floor, record.noise_floor)
     analysis = analyse(record, store.json, baseline=baseline, metric=metric, direction=direction, noise=noise)
+    analysis.notes.extend(missing)
     advance(0.2)
     curves = _curves(store, analysis, advance)
     grids, captions = _grids(store, analysis, advance)
@@ -40,6 +42,16 @@ def collect(
         galleries=gallery.galleries(analysis, grids, captions),
         environment=environment,
     )
+
+
+def _noise(store: Store, name: str, asked: str | None, own: str | None) -> tuple[SweepRecord | None, list[str]]:
+    """The A/A sweep, or why there is none: what the sweep itself names may not have been run yet, what is `asked` for must."""
+    if asked or not own or own == name:
+        return (store.sweep(asked) if asked and asked != name else None), []
+    try:
+        return store.sweep(own), []
+    except HdmError as error:
+        return None, [f"the sweep names a noise floor, and there is none: {error}; run it, then this again"]
 
 
 def write(report: Report, folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from synthetic import Synthetic, record
 from hdm import cli
 from hdm.config.errors import ConfigError, HdmError
 from hdm.report import __main__ as report
+from hdm.report.build import _noise
 from hdm.report.store import Store
 
 
@@ -86,6 +87,14 @@ def test_what_cannot_be_read_is_one_line(server, arguments, message):
     with pytest.raises(HdmError, match=message) as caught:
         report.command([f"uri={server}", *arguments] if not any(a.startswith("uri=") for a in arguments) else arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_noise_floor_that_was_not_run_is_told_and_not_asked_for(server):
+    """The sweep's file may name one; what the command line names must be there."""
+    noise, notes = _noise(Store(server), "merge-1", None, "aa-9")
+    assert noise is None
+    assert "sweep=aa-9: no such sweep" in notes[0]
+    assert _noise(Store(server), "merge-1", None, None) == (None, [])
 
 
 @pytest.mark.parametrize(
