@@ -169,15 +169,17 @@ class EfficientNet(Fidelity):
 
 
 class _Transformer(Fidelity):
-    """A vision transformer in a folder of the transformers library, or in the hub's cache."""
+    """A vision transformer in a folder of the transformers library, or in the hub's cache; `option` of eval.* names it."""
 
     libraries = (*Fidelity.libraries, "transformers")
+    option: str
+    title: str
 
-    def take(self, path: str, *, key: str, what: str) -> None:
-        """The weights in `path`. Raises AssetError, which names `key`, where `what` is not there."""
+    def __init__(self, config: object, options: EvalConfig) -> None:
+        super().__init__(config, options)
         from eval import vision
 
-        self.weights = vision.found(path, key=key, what=what)
+        self.weights = vision.found(getattr(options, self.option), key=f"eval.{self.option}", what=self.title)
         digests = [sha256(file) for file in sorted(self.weights.glob("*.safetensors"))]
         self.digest = digests[0] if len(digests) == 1 else "+".join(digest[:16] for digest in digests)
 
@@ -191,12 +193,9 @@ class Dinov2Config:
 class Dinov2(_Transformer):
     """See Dinov2Config. `eval.dinov2` names the folder."""
 
+    option, title = "dinov2", "DINOv2"
     registered, layer = "hdm-dinov2", "class"
     preprocessing = f"{DINOV2_SIDE} px, Pillow bicubic, mean and deviation of the folder"
-
-    def __init__(self, config: Dinov2Config, options: EvalConfig) -> None:
-        super().__init__(config, options)
-        self.take(options.dinov2, key="eval.dinov2", what="DINOv2")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -208,9 +207,6 @@ class ClipConfig:
 class Clip(_Transformer):
     """See ClipConfig. `eval.clip` names the folder."""
 
+    option, title = "clip", "CLIP"
     registered, layer = "hdm-clip", "embedding"
     preprocessing = "the network's size, Pillow bicubic, mean and deviation of the folder, length one"
-
-    def __init__(self, config: ClipConfig, options: EvalConfig) -> None:
-        super().__init__(config, options)
-        self.take(options.clip, key="eval.clip", what="CLIP")

@@ -58,6 +58,7 @@ def test_the_rule_of_the_report_passes_and_one_rate_for_all_fails(tmp_path, caps
     for name in ("time", "aspect", "pre.mlp"):
         assert slopes[name] > 0.5, name
     assert abs(slopes["patch"]) < 0.2  # it reads four channels at any width
+    assert "adaln" in report["control"]["failing"]
     assert len(report["control"]["failing"]) >= 5
 
     rate = ["optimizer.rule=constant", "optimizer.lr=0.004"]
