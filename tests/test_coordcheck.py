@@ -55,10 +55,10 @@ def test_the_rule_of_the_report_passes_and_one_rate_for_all_fails(tmp_path, caps
     assert (tmp_path / "coordcheck.png").stat().st_size > 10_000
     # Without a rule a d x d layer turns aligned inputs into a change that grows with d.
     slopes = report["control"]["slopes"]
-    for name in ("time", "aspect", "pre.mlp"):
+    for name in ("time", "aspect"):
         assert slopes[name] > 0.5, name
     assert abs(slopes["patch"]) < 0.2  # it reads four channels at any width
-    assert "adaln" in report["control"]["failing"]
+    assert {"pre.mlp", "adaln"} < set(report["control"]["failing"])
     assert len(report["control"]["failing"]) >= 5
 
     rate = ["optimizer.rule=constant", "optimizer.lr=0.004"]

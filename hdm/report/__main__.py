@@ -9,7 +9,7 @@ usage: python -m hdm.report sweep=NAME [KEY=VALUE ...] [--open] [--no-log]
 uri=           tracking URI; by default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db
 baseline=      the setting that the others are compared with; by default the sweep's own, else its first
 metric=        by default the one that the sweep was declared with; direction=minimize|maximize says which way is better
-noise_floor=   an A/A sweep (one setting, many seeds): differences as small as its noise print "inconclusive"
+noise_floor=   an A/A sweep (sweeps/aa_noise_floor.yaml): differences as small as its noise print "inconclusive"
 out=           reports/NAME by default
 --open         show the page in the browser
 --no-log       do not keep the report with the sweep's run in MLflow, below report/
