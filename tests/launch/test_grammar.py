@@ -10,6 +10,7 @@ from hdm.launch import record
 from hdm.launch.grammar import intervals, points, said, sweep_files, values_of
 from hdm.launch.options import SweepOptions
 from hdm.plan import plan
+from hdm.stats import least_seeds
 from hdm.sweep import parse
 
 
@@ -127,8 +128,12 @@ def test_the_noise_floor_is_the_sweep_of_what_all_arms_share(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "sweeps").glob("*.yaml")))
-def test_every_sweep_that_comes_along_composes(name):
-    assert len(parse([f"sweep={name}"]).arms) > 1
+def test_every_sweep_that_comes_along_composes_and_can_find_something(name):
+    sweep = parse([f"sweep={name}"])
+    assert len(sweep.arms) > 1
+    if sweep.options.baseline:
+        settings = len({arm.setting for arm in sweep.arms})
+        assert len(sweep.arms) / settings >= least_seeds(comparisons=settings - 1)
     assert (REPOSITORY / "sweeps" / f"{name}.yaml").read_text().startswith("# ")
 
 
