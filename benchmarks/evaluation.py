@@ -9,6 +9,7 @@ Fréchet distance of covariances alone at 768, 1280 and 2048 dimensions, against
 in CPU seconds: with OMP_NUM_THREADS=1 they do not depend on what else the machine does.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -96,16 +97,20 @@ def equality(
     """(number, ours, independent implementation, theirs)."""
     import scipy.linalg
     from cleanfid.fid import frechet_distance
+    from prdc import compute_prdc
     from torchmetrics.image.fid import _compute_fid
     from torchmetrics.image.kid import poly_mmd
 
     extractor = named("efficientnet", RunConfig().eval)
     x, y = (features(p, extractor, cache=cache, device=CPU, title="") for p in (first, second))
+    with contextlib.redirect_stdout(None):
+        authors = compute_prdc(y, x, nearest_k=5)
     rows = [
         ("FID", own["fid/efficientnet"], "torch-fidelity's command line", cli_values["frechet_inception_distance"]),
         ("KID", own["kid/efficientnet"], "torch-fidelity's command line", cli_values["kernel_inception_distance_mean"]),
         ("precision", own["precision/efficientnet"], "torch-fidelity's command line", cli_values["precision"]),
         ("recall", own["recall/efficientnet"], "torch-fidelity's command line", cli_values["recall"]),
+        *((name, own[f"{name}/efficientnet"], "its authors' prdc", float(value)) for name, value in authors.items()),
         ("KID", own["kid/efficientnet"], "torchmetrics", float(poly_mmd(*map(torch.from_numpy, (x, y))))),
         ("KID", own["kid/efficientnet"], "ours, summed in blocks", mmd(x, y, polynomial)),
     ]

@@ -171,6 +171,13 @@ def test_prdc_equals_its_definition_pair_by_pair():
     assert found["coverage"] == pytest.approx(inside.any(0).mean())
 
 
+def test_prdc_equals_that_of_its_authors():
+    from prdc import compute_prdc
+
+    real, fake = correlated(300, 16), correlated(200, 16, seed=1, shift=0.4)
+    assert manifold.prdc(fake, real, k=5) == pytest.approx(compute_prdc(real, fake, nearest_k=5))
+
+
 def test_density_and_coverage_of_one_kind_have_their_expectations():
     """Naeem et al. (2020), section 3.3: density 1, coverage 1 - (1/2)^k for many samples of one law."""
     found = manifold.prdc(correlated(1500, 3), correlated(1500, 3, seed=1), k=5)
