@@ -5,8 +5,9 @@ usage: python -m benchmarks.processes [steps=10] [KEY=VALUE ...]
 The run is experiment=openmoji_nano in fp32, a batch of 8 in two micro-batches: one process takes 4 and 4, each of two 2 and 2. A
 line gives the largest difference from the single process: of the training and the validation loss, relative; of weights, averages
 and moments, relative to the largest value of their tensor, and in brackets the norm of the difference of all over the norm of all.
-They differ by rounding alone, in the order of sums; Adam's first steps are whole ones however small the gradient, rounding included,
-which the largest difference shows where weights begin at zero. `then` is a SIGTERM in the middle and the same command with other processes.
+They differ by rounding alone, in the order of sums; Adam's first steps are whole ones however small the gradient, rounding
+included, which the largest difference shows where weights begin at zero. `then` is a SIGTERM in the middle and the same command
+with other processes.
 """
 
 import os
