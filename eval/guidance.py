@@ -119,12 +119,17 @@ def show(curves: Sequence[Curve], by: str, path: Path) -> None:
     names = list(curves[0].points[0].values)
     judged = next(name for name in names if name.startswith(_BY[by][0]))
     columns = [name for name in names if not name.endswith("_real")]
-    table = Table(title=f"guidance.scale: the default, and the best by {judged}, chosen on these numbers", title_justify="left")
-    for column in ("arm", "", "scale", *columns):
-        table.add_column(column, justify="left" if column in ("arm", "") else "right")
-    for each in curves:
-        for word, point in (("default", each.at_default()), ("best", each.best(judged, by))):
-            table.add_row(each.label, word, f"{point.scale:g}", *(f"{point.values[name]:.4g}" for name in columns))
+    table = Table(title=f"Guidance: the default scale, and the best by {judged}, chosen on these numbers", title_justify="left")
+    for column in ("metric", "arm"):
+        table.add_column(column, overflow="fold")
+    for column in ("default", "best"):
+        table.add_column(column, justify="right", no_wrap=True)
+    chosen = [(each.label, each.at_default(), each.best(judged, by)) for each in curves]
+    for label, default, best in chosen:
+        table.add_row("guidance.scale", label, f"{default.scale:g}", f"{best.scale:g}")
+    for name in columns:
+        for label, default, best in chosen:
+            table.add_row(name, label, f"{default.values[name]:.4g}", f"{best.values[name]:.4g}")
     Console(soft_wrap=True).print(table)
     for each in curves:
         if end := each.open_end(judged, by):
@@ -179,6 +184,7 @@ def _figure(curves: Sequence[Curve], names: Sequence[str], path: Path) -> None:
             for point, left, up in zip(each.points, x, y):
                 word = f"{point.scale:g}" + (" (default)" if point.scale == each.default else "")
                 axes.annotate(word, (left, up), textcoords="offset points", xytext=(5, 4), fontsize=8)
+        axes.margins(x=0.15)
         axes.set(xlabel=f"{alignment} (more is better)", ylabel=f"{distance} (less is better)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
