@@ -28,6 +28,10 @@ class TrainingError(HdmError):
     exit_code = 1
 
 
+class LostProcess(TrainingError):
+    """Another process of the run is gone."""
+
+
 class TrackingError(HdmError):
     """A tracking server that cannot be reached or refuses what it is sent."""
 

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hdm.config.check import require
-from hdm.config.errors import ConfigError, TrainingError
+from hdm.config.errors import ConfigError, LostProcess
 from hdm.config.schema import Compression, ParallelConfig, RunConfig, Strategy
 from hdm.model.backbone import Backbone
 from hdm.model.block import Block
@@ -128,14 +128,14 @@ _GONE = ("connection closed", "connection reset", "connection refused", "broken 
 
 @contextmanager
 def together(size: int) -> Iterator[None]:
-    """Turn what an exchange with another process raises when that one is gone into a TrainingError."""
+    """Turn what an exchange with another process raises when that one is gone into a LostProcess."""
     try:
         yield
     except RuntimeError as error:
         text = " ".join(str(error).split())
         if size == 1 or not (isinstance(error, dist.DistError) or any(word in text.lower() for word in _GONE)):
             raise
-        raise TrainingError(
+        raise LostProcess(
             f"another process of this run is gone ({text[:160]}); its own last lines say why. The same command continues from the"
             " last checkpoint"
         ) from None

@@ -6,6 +6,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from hdm.config.errors import LostProcess
+
 
 class StopRequest:
     """A context in which SIGINT, SIGTERM and SIGUSR2 set `requested` instead of ending the process.
@@ -14,6 +16,9 @@ class StopRequest:
 
     Data workers that are forked inside inherit the handlers; there SIGINT is ignored (the terminal sends it to all, and the parent
     decides) and SIGTERM ends the worker as ever.
+
+    When a LostProcess leaves the context SIGTERM stays ignored: torchrun and srun send it to the others as soon as one process is
+    gone, and these have to say so first, on the terminal and in the tracker. Both follow it with SIGKILL.
     """
 
     def __init__(self) -> None:
@@ -30,6 +35,8 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._previous and isinstance(error, LostProcess):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

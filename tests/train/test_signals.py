@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hdm.config.errors import LostProcess, TrainingError
 from hdm.train.loop import train
 from hdm.train.signals import StopRequest
 
@@ -82,3 +83,17 @@ def test_forked_workers_end_at_sigterm_and_ignore_sigint(number, ends):
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == (128 + number if ends else 0)
     assert not stop.requested
+
+
+def test_who_lost_another_process_says_so_before_a_launcher_ends_it():
+    """torchrun sends SIGTERM to the others at once; what they know must reach the terminal and the tracker."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(LostProcess), StopRequest():
+            raise LostProcess("another process of this run is gone")
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(TrainingError), StopRequest():
+        raise TrainingError("the loss is not finite")
+    assert signal.getsignal(signal.SIGTERM) == before
