@@ -146,7 +146,7 @@ def test_a_lost_process_is_said_and_nothing_is_lost(shards, tmp_path):
     job = start(2, folder, "budget.steps=100000", "train.checkpoint_every=16", port=29630)
     deadline = time.monotonic() + 120
     while len(list(folder.glob("checkpoints/samples-*"))) < 3:
-        assert time.monotonic() < deadline
+        assert job.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     workers = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(int(workers[1]), signal.SIGKILL)
