@@ -12,6 +12,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from hdm.config.errors import DataError
 from hdm.data.places import Address, Version, copy
@@ -29,14 +30,20 @@ class Copies:
 
     def read(self, place: Address, version: Version, start: int, stop: int, remedy: str) -> bytes:
         """Bytes of a shard; it is copied whole when it is not here."""
+        with self.opened(place, version, remedy) as file:
+            return os.pread(file.fileno(), stop - start, start)
+
+    def opened(self, place: Address, version: Version, remedy: str) -> BinaryIO:
+        """The copy of a shard, marked as used now. What is open can be read to its end, whoever needs the room meanwhile."""
         path = self._path(place, version)
         while True:
             try:
-                with open(path, "rb", buffering=0) as file:
-                    os.utime(file.fileno())  # used now
-                    return os.pread(file.fileno(), stop - start, start)
+                file = open(path, "rb")  # noqa: SIM115  the caller's
             except FileNotFoundError:  # never here, or another process needed the room
                 self.fetch(place, version, remedy)
+            else:
+                os.utime(file.fileno())
+                return file
 
     def fetch(self, place: Address, version: Version, remedy: str) -> Path:
         """Copy a shard unless it is here. Raises DataError when it, or the room for it, cannot be had."""

@@ -13,11 +13,12 @@ import io
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -286,9 +287,9 @@ def _index(shard: Shard, version: Version, folder: Path, remedy: str, copies: Co
     if isinstance(path, Address) and (beside := _sidecar(path, ".index.npy", _ROW)) is not None and _fits(beside, version.bytes):
         rows = beside
     elif isinstance(path, Address) and copies is not None:
-        rows = _scan(copies.fetch(path, version, remedy), version.bytes, remedy)
+        rows = _scan(path, partial(copies.opened, path, version, remedy), version.bytes, remedy)
     else:
-        rows = _scan(path, version.bytes, remedy)
+        rows = _scan(path, partial(places.opened, path, version.bytes, remedy), version.bytes, remedy)
     _keep(cache, rows)
     return rows
 
@@ -334,11 +335,11 @@ def _keep(cache: Path, rows: NDArray[Any]) -> None:
         part.replace(cache)
 
 
-def _scan(path: Place, size: int, remedy: str) -> NDArray[Any]:
+def _scan(path: Place, opened: Callable[[], BinaryIO], size: int, remedy: str) -> NDArray[Any]:
     rows: list[list[Any]] = []
     previous, end = None, 0
     try:
-        with places.opened(path, size, remedy) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with opened() as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 end = member.offset_data + member.size
                 if not member.isfile():

@@ -245,6 +245,23 @@ def test_a_copy_that_breaks_leaves_nothing_and_a_killed_one_is_cleared(web, tmp_
     assert not list(copies.folder.glob("*.part"))
 
 
+def test_a_copy_that_goes_before_it_is_opened_is_fetched_again(web, tmp_path, monkeypatch):
+    """Indexing, where another process needs the room at once."""
+    fetch, gone = Copies.fetch, []
+
+    def and_gone(self, place, version_, remedy):
+        path = fetch(self, place, version_, remedy)
+        if place.name not in gone:
+            gone.append(place.name)
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(Copies, "fetch", and_gone)
+    shards = source(web.address, cache_gb=1).open(tmp_path, "train")
+    assert len(gone) == 3
+    assert len(everything(shards)) == 12
+
+
 def _read(arguments):
     copies, address, version_ = arguments
     return copies.read(address, version_, 0, version_.bytes, "")
