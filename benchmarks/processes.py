@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.interruptions import command, heard, option, saved
-from hdm.track.events import read
+from hdm.track.events import read, series
 
 BATCH = 8
 RUN = [
@@ -57,18 +57,6 @@ def train(out: Path, processes: int, overrides: list[str], *, interrupt_after: i
         sys.exit(errors[-2000:])
 
 
-def losses(out: Path) -> dict[tuple[str, int], float]:
-    """The losses of every step, by name and samples seen; a repeated step counts as it was last."""
-    found = {}
-    for log in out.glob("*/events.jsonl"):
-        for event in read(log.parent):
-            if event.type == "metrics":
-                for name in ("train/loss", "val/loss"):
-                    if name in event.data["values"]:
-                        found[name, event.data["samples"]] = event.data["values"][name]
-    return found
-
-
 def states(out: Path, stems: tuple[str, ...]) -> dict[str, Tensor]:
     newest = max(out.glob("*/checkpoints/samples-*"))
     return {f"{stem}/{name}": tensor for stem in stems for name, tensor in load_file(newest / f"{stem}.safetensors").items()}
@@ -76,9 +64,11 @@ def states(out: Path, stems: tuple[str, ...]) -> dict[str, Tensor]:
 
 def apart(one: Path, other: Path) -> list[str]:
     """Differences: training loss, validation loss, then each of STATES."""
-    a, b = losses(one), losses(other)
-    assert a.keys() == b.keys(), a.keys() ^ b.keys()
-    found = [f"{max(abs(a[key] - b[key]) / abs(a[key]) for key in a if key[0] == name):.1e}" for name in ("train/loss", "val/loss")]
+    found = []
+    for name in ("train/loss", "val/loss"):
+        a, b = (dict(series(read(log.parent), name)) for out in (one, other) for log in out.glob("*/events.jsonl"))
+        assert a.keys() == b.keys(), a.keys() ^ b.keys()
+        found.append(f"{max(abs(a[key] - b[key]) / abs(a[key]) for key in a):.1e}")
     for stems in STATES.values():
         mine, theirs = states(one, stems), states(other, stems)
         assert mine.keys() == theirs.keys(), mine.keys() ^ theirs.keys()

@@ -33,7 +33,7 @@ def trained(folder, *overrides):
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"}
     command = [sys.executable, "-c", PROGRAM, str(folder), *WORDS, *overrides]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "recompile_limit" not in done.stderr
     heard = json.loads((folder / "heard-0.json").read_text())
@@ -47,7 +47,9 @@ def test_compiled_training_is_eager_training(shards, tmp_path):
     _, _, (of_more, more_breaks) = trained(tmp_path / "more", "parallel.compile=true", "model.depth=5", "budget.steps=9")
     assert none == 0
     assert breaks == more_breaks == 0
-    assert graphs == of_more > 0  # more blocks and more lengths of text are no more code
+    # Blocks are plain, with a merge, with a merge of their own input, or the last; with and without gradients; for one length and for
+    # any; with and without padding. More blocks and more lengths of text are no more code.
+    assert 0 < graphs == of_more <= 4 * 2 * 2 * 2
     for key in ("train/loss", "train/grad_norm", "val/loss"):
         assert compiled[key] == pytest.approx(eager[key], rel=2e-4), key
     for name, tensor in weights.items():
