@@ -47,7 +47,7 @@ def test_compiled_training_is_eager_training(shards, tmp_path):
     _, _, (of_more, more_breaks) = trained(tmp_path / "more", "parallel.compile=true", "model.depth=5", "budget.steps=9")
     assert none == 0
     assert breaks == more_breaks == 0
-    # Blocks are plain, with a merge, with a merge of their own input, or the last; with and without gradients; for one length and for
+    # Blocks are plain, with a merge, with a merge of their own input, or the last; with and without gradients; for one length and
     # any; with and without padding. More blocks and more lengths of text are no more code.
     assert 0 < graphs == of_more <= 4 * 2 * 2 * 2
     for key in ("train/loss", "train/grad_norm", "val/loss"):
