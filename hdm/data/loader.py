@@ -59,6 +59,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the samples."""
+        return Batch(
+            pixels=self.pixels[rows],
+            view=self.view[rows],
+            aspect=self.aspect[rows],
+            captions=self.captions[rows],
+            keys=self.keys[rows],
+            index=self.index[rows],
+        )
+
 
 def training_batches(
     run: RunConfig, shards: Shards, *, start: int, batch_size: int, origin: int = 0, part: tuple[int, int] = (0, 1)

@@ -16,6 +16,7 @@ from hdm import rng
 from hdm.config.axes import AXES, GUIDANCE, OBJECTIVE, SAMPLER
 from hdm.config.errors import ConfigError
 from hdm.config.schema import Precision, RunConfig
+from hdm.diffusion.batching import images_per_pass, passes, whole_passes
 from hdm.diffusion.guidance import Weak
 from hdm.model.backbone import Backbone, Condition, full_view
 
@@ -75,7 +76,8 @@ class Network:
 
 
 class Generator:
-    """Draws images with one model. An image is a function of (seed, index, caption, size): not of the batch that it is drawn in.
+    """Draws images with one model. An image is a function of (seed, index, caption, size): to rounding whatever else is drawn, and
+    to the bit for the same captions in the same order, whatever `sampling.batch_size` (hdm/diffusion/batching.py).
 
     `weak` is the network that guidance=autoguidance steers away from; it is on the device already. Raises ConfigError when it does
     not see the same latents and text states.
@@ -125,12 +127,16 @@ class Generator:
         self.model.eval()
         try:
             images: list[Tensor] = []
-            for start in range(0, len(captions), self.run.sampling.batch_size):
-                rows = slice(start, start + self.run.sampling.batch_size)
-                batch = self._batch(captions[rows], views[rows], grid, camera)
-                places = [(key, *offset) for key, offset in zip(indices[rows], camera.pixels(self.unit(views[rows], grid)))]
-                latents = self._latents(batch, places=places, grid=grid, seed=seed, on_step=on_step)
-                images += [self._decode(part) for part in torch.split(latents, _DECODE)]
+            per_pass = images_per_pass(grid)
+            held = whole_passes(self.run.sampling.batch_size, per_pass)
+            for start in range(0, len(captions), held):
+                drawn: list[Tensor] = []
+                for rows in passes(range(start, min(start + held, len(captions))), per_pass):
+                    batch = self._batch(captions[rows], views[rows], grid, camera)
+                    places = [(key, *offset) for key, offset in zip(indices[rows], camera.pixels(self.unit(views[rows], grid)))]
+                    latents = self._latents(batch, places=places, grid=grid, seed=seed, on_step=on_step)
+                    drawn += [self._decode(part) for part in torch.split(latents, _DECODE)]
+                images += [part.cpu() for part in drawn]  # only here is the device waited for
         finally:
             self.model.train(was_training)
         return torch.cat(images)
@@ -210,7 +216,7 @@ class Generator:
 
     def _decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         pixels: Tensor = self.autoencoder.decode(latents)
-        return pixels.float().clamp(-1.0, 1.0).cpu()
+        return pixels.float().clamp(-1.0, 1.0)
 
 
 def field(seed: int, purpose: str, places: Sequence[tuple[int, int, int]], shape: tuple[int, int, int]) -> NDArray[np.float32]:

@@ -3,7 +3,8 @@
 Numbers of two runs hence differ by their networks alone. Every image is seen at the same timesteps, the midpoint quantiles
 (k + 1/2) / T of the report's law, also in a run that trains on another one: at other timesteps an equally good network has another
 loss. It is the squared error of the velocity, whatever the objective adds to that in training. The noise is keyed by the image's
-number, so batching changes nothing but rounding.
+number, and how many images go through the network together is no option (hdm/diffusion/batching.py): `validation.batch_size`
+changes no bit.
 
 Images are cut to squares, whatever the crop that a run trains on. `validation.whole=true` asks a second question: the same images,
 whole, each in its own aspect ratio.
@@ -22,6 +23,7 @@ from hdm.config.axes import TIMESTEP
 from hdm.config.schema import Precision, RunConfig
 from hdm.data.loader import validation_batches, whole_batches
 from hdm.data.shards import Shards
+from hdm.diffusion.batching import images_per_pass, passes, whole_passes
 from hdm.diffusion.objective import Objective
 from hdm.diffusion.timestep import LogitNormalConfig
 from hdm.model.backbone import Backbone, Condition
@@ -121,13 +123,16 @@ class Validation:
             yield from kept
             return
         wanted, read = self.run.validation, whole_batches if whole else validation_batches
-        part = self.world.part
-        for batch in read(self.run, self.shards, samples=wanted.samples, batch_size=wanted.batch_size, part=part):
-            images = _Images(
-                latents=self.examples.latents(batch.pixels, None),
-                condition=self.examples.condition(batch, batch.captions, model),
-                unconditional=self.examples.condition(batch, [""] * len(batch), model),
-                index=batch.index,
-            )
-            kept.append(images)
-            yield images
+        side = self.run.crop.size // (self.run.autoencoder.factor * self.run.model.patch)
+        per_pass = images_per_pass((side, side))  # whole images have about as many tokens
+        held = whole_passes(wanted.batch_size, per_pass)
+        for batch in read(self.run, self.shards, samples=wanted.samples, batch_size=held, part=self.world.part):
+            for some in (batch.rows(rows) for rows in passes(range(len(batch)), per_pass)):
+                images = _Images(
+                    latents=self.examples.latents(some.pixels, None),
+                    condition=self.examples.condition(some, some.captions, model),
+                    unconditional=self.examples.condition(some, [""] * len(some), model),
+                    index=some.index,
+                )
+                kept.append(images)
+                yield images

@@ -8,6 +8,7 @@ from scipy.stats import norm
 
 from hdm import rng
 from hdm.config.axes import DATA, OBJECTIVE
+from hdm.diffusion import batching
 from hdm.model import Architecture, build
 from hdm.model.backbone import Condition
 from hdm.train.ema import Averages
@@ -47,8 +48,22 @@ def test_all_runs_are_asked_the_same(nano):
     same = "seed=5", "routing=none", "train.batch_size=8", "timestep=uniform", "timestep.mean=1", "objective=cosine"
     for override in (*same, "objective=contrastive"):
         assert measure(nano(override))[2] == metrics, override
-    other = measure(nano("validation.batch_size=3"))[2]
-    assert other == pytest.approx(metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_batch_size_changes_no_bit(nano, whole, monkeypatch):
+    tokens = (nano().crop.size // (nano().autoencoder.factor * nano().model.patch)) ** 2
+    monkeypatch.setattr(batching, "TOKENS", 3 * tokens)
+    found = {}
+    for size in (1, 3, 4, 5, 64):
+        model, validation, _ = measure(nano("validation.whole=true", "validation.samples=8", f"validation.batch_size={size}"))
+        images = validation._whole if whole else validation._images
+        found[size] = validation.losses(model, whole=whole), [len(some.index) for some in images]
+    assert max(found[64][1]) == 3
+    assert len(found[64][1]) > 2
+    for size, (losses, seen) in found.items():
+        assert torch.equal(losses, found[64][0]), size
+        assert seen == found[64][1], size
 
 
 def test_bins_are_quarters_of_the_law_and_average_to_the_whole(nano):
