@@ -23,6 +23,7 @@ from eval.measure import Drawn, Measured
 from eval.pictures import Pictures
 from eval.protocol import versions
 from eval.ridge import fitted
+from eval.threads import in_parallel
 from hdm import torchvision_cpu
 from hdm.cli import progress
 from hdm.config.errors import AssetError
@@ -84,15 +85,18 @@ class Clip(Aligner):
             ) from None
         self.model, self.device = cast(Any, model).to(device).eval(), device
 
-    @torch.no_grad()
     def embed_images(self, pixels: Pictures | UInt8[Tensor, "N 3 H W"], title: str) -> Vectors:  # noqa: D102
+        def vectors(part: Tensor) -> Tensor:
+            images = self.processor(list(part.permute(0, 2, 3, 1).numpy()), return_tensors="pt")["pixel_values"]
+            hidden = self.model.vision_model(pixel_values=images.to(self.device)).pooler_output
+            embedded: Tensor = self.model.visual_projection(hidden)
+            return embedded.double().cpu()
+
         rows, pictures = [], Pictures.of(pixels)
         with progress(f"{title}: CLIP", sum(map(len, pictures.parts())), "images") as advance:
-            for part in pictures.batches(_BATCH):
-                images = self.processor(list(part.permute(0, 2, 3, 1).numpy()), return_tensors="pt")["pixel_values"]
-                hidden = self.model.vision_model(pixel_values=images.to(self.device)).pooler_output
-                rows.append(self.model.visual_projection(hidden).double().cpu())
-                advance(len(part))
+            for found in in_parallel(vectors, pictures.batches(_BATCH), device=self.device):
+                rows.append(found)
+                advance(len(found))
         return unit(torch.cat(rows).numpy())
 
     @torch.no_grad()

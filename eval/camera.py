@@ -111,6 +111,10 @@ def command(arguments: list[str]) -> None:
     from eval.command import subject, tracked
 
     found = subject("camera", arguments)
+    from eval.sampling import rank  # imports torch, which a wrong word should not wait for
+
+    if rank() > 0:
+        return
     tracked(found, lambda recorder: conduct(found, request, recorder))
 
 
@@ -123,12 +127,13 @@ def conduct(subject: "Subject", request: Request, recorder: Any) -> dict[str, fl
 
     from eval import protocol
     from eval.movement import Study, movements, passes
+    from eval.threads import one_thread_each
     from hdm.files import write_json
 
     study = Study(subject, request)
     run, loaded = subject.run, subject.loaded
     looked_at = len(request.sizes or _ratios(study)) + len(request.steps) + len(request.rates)
-    with cli.progress("camera study", passes(request) + looked_at, "settings") as advance:
+    with cli.progress("camera study", passes(request) + looked_at, "settings") as advance, one_thread_each():
         found = movements(study, advance)
         values, rows, sheets = found.values, found.rows, found.sheets
         sheets |= settings(study, advance)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.threads import in_parallel
 from hdm import rng
 
 Array = NDArray[np.float64]
@@ -27,4 +28,4 @@ def error_of_mean(values: Array, drawn: Array) -> float:
 def error_of(statistic: Callable[[NDArray[np.int64]], float], drawn: Array) -> float:
     """Standard error of a statistic of row numbers, evaluated for each bootstrap sample."""
     rows = np.arange(drawn.shape[1])
-    return float(np.std([statistic(np.repeat(rows, draw.astype(int))) for draw in drawn], ddof=1))
+    return float(np.std(list(in_parallel(lambda draw: statistic(np.repeat(rows, draw.astype(int))), drawn)), ddof=1))

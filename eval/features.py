@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eval.extractor import Extractor
 from eval.pictures import Pictures
+from eval.threads import in_parallel
 from hdm.cli import progress
 from hdm.files import locked, replacing
 
@@ -42,13 +43,14 @@ def features(
 
 
 def _extracted(pictures: Pictures, extractor: Extractor, *, device: torch.device, title: str) -> NDArray[np.float64]:
-    rows = []
+    rows: list[Tensor] = []
     total = sum(len(part) for part in pictures.parts())
-    with progress(f"{title}: features", total, "images") as advance, on_device(device), torch.no_grad():
+    with progress(f"{title}: features", total, "images") as advance, on_device(device):
         network = extractor.network(device)
-        for images in pictures.batches(extractor.batch):
-            rows.append(network(images.to(device)).double().cpu())
-            advance(len(images))
+        batches = pictures.batches(extractor.batch)
+        for vectors in in_parallel(lambda images: network(images.to(device)).double().cpu(), batches, device=device):
+            rows.append(vectors)
+            advance(len(vectors))
     return torch.cat(rows).numpy()
 
 

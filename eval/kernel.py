@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.threads import in_parallel
+
 Array = NDArray[np.float64]
 Kernel = Callable[[Array, Array], Array]
 
-_BLOCK = 2048
+_BLOCK = 512
 ERROR_SAMPLES = 4000  # the error of a larger set is that of so many of its samples, scaled by their number
 
 
@@ -66,5 +68,4 @@ def _within(x: Array, kernel: Kernel, biased: bool) -> float:
 
 def _blocks(x: Array, y: Array, kernel: Kernel) -> Iterator[tuple[int, Array]]:
     """The kernel of some rows of x with all of y, and which rows."""
-    for start in range(0, len(x), _BLOCK):
-        yield start, kernel(x[start : start + _BLOCK], y)
+    return in_parallel(lambda start: (start, kernel(x[start : start + _BLOCK], y)), range(0, len(x), _BLOCK))

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval.threads import in_parallel
+
 Array = NDArray[np.float64]
 
 NEIGHBOURS = 5  # k; Naeem et al. use 5, Kynkaanniemi et al. 3
@@ -51,15 +53,16 @@ def prdc_errors(generated: Array, real: Array, weights: Array, *, k: int = NEIGH
 
 def radii(points: Tensor, k: int) -> Tensor:
     """The distance of each point (n, D) to its k-th nearest other, (n,)."""
-    return torch.cat([torch.cdist(part, points).kthvalue(k + 1).values for part in torch.split(points, _BLOCK)])
+    blocks = torch.split(points, _BLOCK)
+    return torch.cat(list(in_parallel(lambda part: torch.cdist(part, points).kthvalue(k + 1).values, blocks)))
 
 
 def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """The distance of each point (n, D) to the nearest of `others` (m, D), and which one it is: (n,), (n,)."""
-    found = [torch.cdist(part, others).min(dim=1) for part in torch.split(points, _BLOCK)]
+    found = list(in_parallel(lambda part: torch.cdist(part, others).min(dim=1), torch.split(points, _BLOCK)))
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
 def _inside(points: Tensor, centres: Tensor, reach: Tensor) -> Tensor:
     """Whether each point lies in the ball of each centre: bool (points, centres)."""
-    return torch.cat([torch.cdist(part, centres) <= reach for part in torch.split(points, _BLOCK)])
+    return torch.cat(list(in_parallel(lambda part: torch.cdist(part, centres) <= reach, torch.split(points, _BLOCK))))

@@ -117,10 +117,19 @@ def measure(
 
     `protocols` is given the protocol of each value.
     """
-    from eval.sampling import rank
+    from eval.threads import one_thread_each
 
     metrics = _available(subject.run, metrics) if skip else metrics
     require(subject.run, metrics)
+    with one_thread_each():
+        return _measured(subject, metrics, recorder, protocols if protocols is not None else {})
+
+
+def _measured(
+    subject: Subject, metrics: Sequence[str], recorder: Recorder | None, protocols: dict[str, dict[str, Any]]
+) -> dict[str, float]:
+    from eval.sampling import rank
+
     loaded, images = subject.loaded, any(METRICS[Metric(name)].images for name in metrics)
     drawn, sampling = draw(subject) if images else (prepare(subject), {})
     if rank() > 0:
@@ -139,8 +148,7 @@ def measure(
         if recorder is not None:
             report.record(recorder)
         values |= measured.values
-        if protocols is not None:
-            protocols |= dict.fromkeys(measured.values, protocol)
+        protocols |= dict.fromkeys(measured.values, protocol)
         for key, value in measured.values.items():
             error = f"{measured.errors[key]:.2g}" if key in measured.errors else ""
             table.add_row(key, f"{value:.5g}", error, report.hash)

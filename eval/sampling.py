@@ -1,9 +1,10 @@
 """The sampling engine: images for captions, drawn in groups by any number of processes, each group kept as soon as it is there.
 
-A group is 64 images of one size that pass through the network together. Which images form a group depends on the captions alone,
-so the images do not depend on the number of processes, nor on where an earlier evaluation was killed; `sampling.batch_size` below
-64 splits a group to save memory. Processes share the work through the file system: each takes groups that are neither there nor
-locked. The system drops the lock of a process that dies, and its group is drawn by another.
+A group is 64 images of one size. Which images form a group depends on the captions alone, and which of them pass through the
+network together on their size (hdm/diffusion/batching.py), each pass in one thread (eval/threads.py). So the images do not depend
+on the number of processes, on cores, on `sampling.batch_size`, or on where an earlier evaluation was killed. Processes share the
+work through the file system: each takes groups that are neither there nor locked. The system drops the lock of a process that dies,
+and its group is drawn by another.
 """
 
 import fcntl
@@ -22,9 +23,11 @@ from torch import Tensor
 
 from eval.pictures import Pictures
 from eval.samples import CaptionedImages, to_bytes, weights_digest
+from eval.threads import in_parallel
 from hdm.cli import progress
 from hdm.config.axes import AUTOENCODER, TEXT_ENCODER
 from hdm.config.schema import RunConfig
+from hdm.diffusion.batching import images_per_pass, passes
 from hdm.diffusion.generate import Camera, Generator, Network
 from hdm.files import replacing
 from hdm.model.backbone import Backbone
@@ -96,21 +99,27 @@ class Engine:
         self.autoencoder = autoencoder or AUTOENCODER.build(run.autoencoder, cache=cache, device=device)
         self.run, self.device = run, device
         encoders = {"text_encoder": self.text_encoder, "autoencoder": self.autoencoder}
-        self.generator = Generator(model.to(device), run=run, device=device, weak=weak, **encoders)
+        self.generator = Generator(model.to(device).eval(), run=run, device=device, weak=weak, **encoders)
 
     def draw(self, group: Group, advance: Any = None, *, camera: Camera | None = None) -> Tensor:
         """The images of a group, uint8 (n, 3, H, W). Raises TrainingError for images that are not finite."""
         each = 1 / self.generator.sampler.evaluations
-        images = self.generator.images(
-            group.captions,
-            size=group.size,
-            seed=self.run.eval.seed,
-            indices=group.keys,
-            camera=camera or Camera(),
-            views=group.views,
-            on_step=(lambda count: advance(count * each)) if advance else None,
-        )
-        return to_bytes(images)
+
+        def images(rows: slice) -> Tensor:
+            return self.generator.images(
+                group.captions[rows],
+                size=group.size,
+                seed=self.run.eval.seed,
+                indices=group.keys[rows],
+                camera=camera or Camera(),
+                views=group.views[rows],
+                on_step=(lambda count: advance(count * each)) if advance else None,
+            )
+
+        everything = range(len(group.keys))
+        per_pass = images_per_pass(self.generator.token_grid(group.size), self.device)
+        parts = passes(everything, per_pass if self.device.type == "cpu" else len(everything))  # a GPU is given all at once
+        return to_bytes(torch.cat(list(in_parallel(images, parts, device=self.device))))
 
 
 def generated(

@@ -256,7 +256,7 @@ class ValidationConfig:
 
     samples: int = option(256, "held-out images")
     timesteps: int = option(8, "timesteps per image, at the quantiles of logit-normal(0, 1) whatever the run trains on")
-    batch_size: int = option(64, "images held at once; no number depends on it, the network sees passes of 8,192 tokens")
+    batch_size: int = option(64, "images held at once; the network sees passes of a fixed size, so no number depends on it")
     whole: bool = option(False, "also val/loss_whole: the same images in their own aspect ratios, whatever crop the run trains on")
 
 
@@ -266,7 +266,7 @@ class SamplingConfig:
 
     grid: int = option(16, "held-out prompts in the sample grid; 0 switches it off")
     seed: int = option(0, "noise seed of the grid")
-    batch_size: int = option(64, "images held at once; none depends on it, the network sees passes of 8,192 tokens")
+    batch_size: int = option(64, "images held at once; the network sees passes of a fixed size, so none depends on it")
 
 
 class Metric(StrEnum):

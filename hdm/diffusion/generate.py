@@ -127,7 +127,7 @@ class Generator:
         self.model.eval()
         try:
             images: list[Tensor] = []
-            per_pass = images_per_pass(grid)
+            per_pass = images_per_pass(grid, self.device)
             held = whole_passes(self.run.sampling.batch_size, per_pass)
             for start in range(0, len(captions), held):
                 drawn: list[Tensor] = []

@@ -124,7 +124,7 @@ class Validation:
             return
         wanted, read = self.run.validation, whole_batches if whole else validation_batches
         side = self.run.crop.size // (self.run.autoencoder.factor * self.run.model.patch)
-        per_pass = images_per_pass((side, side))  # whole images have about as many tokens
+        per_pass = images_per_pass((side, side), self.examples.device)  # whole images have about as many tokens
         held = whole_passes(wanted.batch_size, per_pass)
         for batch in read(self.run, self.shards, samples=wanted.samples, batch_size=held, part=self.world.part):
             for some in (batch.rows(rows) for rows in passes(range(len(batch)), per_pass)):

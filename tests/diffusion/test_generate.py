@@ -138,7 +138,7 @@ def test_an_image_does_not_depend_on_its_batch(chosen):
 @pytest.mark.parametrize("chosen", [["guidance=cfg"], words("autoguidance"), ["sampler=euler_maruyama"]], ids="-".join)
 def test_batch_size_changes_no_bit(chosen, monkeypatch):
     """The network is given 5 images of 24 tokens at a time (ten with guidance), and what is left over, however many are held."""
-    monkeypatch.setattr(batching, "TOKENS", 5 * 24 + 23)
+    monkeypatch.setattr(batching, "CPU_TOKENS", 5 * 24 + 23)
     model, seen = trained(*chosen), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     captions = [f"{'long ' * (i % 4)}{i}" for i in range(17)]
@@ -158,8 +158,8 @@ def test_batch_size_changes_no_bit(chosen, monkeypatch):
 
 @given(count=st.integers(0, 300), held=st.integers(1, 400), rows=st.integers(1, 200), columns=st.integers(1, 200))
 def test_passes_are_the_same_for_any_number_of_images_held(count, held, rows, columns):
-    per_pass = batching.images_per_pass((rows, columns))
-    assert per_pass == 1 or per_pass * rows * columns <= batching.TOKENS < (per_pass + 1) * rows * columns
+    per_pass = batching.images_per_pass((rows, columns), torch.device("cpu"))
+    assert per_pass == 1 or per_pass * rows * columns <= batching.CPU_TOKENS < (per_pass + 1) * rows * columns
     together = batching.whole_passes(held, per_pass)
     assert held <= together < held + per_pass
     found = [
@@ -195,7 +195,7 @@ def test_the_model_samples_in_eval_mode_and_is_left_as_it_was():
 
 @pytest.mark.parametrize(("sampler", "evaluations"), [("euler", 3), ("heun", 5), ("dpmpp_2m", 3), ("euler_maruyama", 3)])
 def test_steps_are_reported(sampler, evaluations, monkeypatch):
-    monkeypatch.setattr(batching, "TOKENS", 2 * 16)
+    monkeypatch.setattr(batching, "CPU_TOKENS", 2 * 16)
     told = []
     generator = make(f"sampler={sampler}", "sampler.steps=3")
     generator.images(["a", "b", "c"], size=(16, 16), seed=0, on_step=told.append)

@@ -99,7 +99,7 @@ def test_a_killed_evaluation_goes_on(trained, small_groups, monkeypatch):
 
 def test_batch_size_moves_no_byte(trained, monkeypatch):
     """The network sees three images at a time, of a group of twenty, whatever the user asks to be held."""
-    monkeypatch.setattr(batching, "TOKENS", 3 * 16)
+    monkeypatch.setattr(batching, "CPU_TOKENS", 3 * 16)
     whole = drawn(trained)
     for size in (1, 2, 7, 64, 1000):
         for path in (trained / "eval").glob("*/samples-*"):
@@ -136,7 +136,7 @@ def test_two_processes_share_the_work_and_draw_what_one_draws(trained, small_gro
 
 @pytest.mark.slow
 def test_torchrun_gives_the_numbers_of_one_process_however_far_it_had_come(trained):
-    """Of `-m eval.all` with another batch size, after two of five groups: all numbers and protocols are equal."""
+    """Of `-m eval.all` with another batch size and more threads, after two of five groups: all numbers and protocols are equal."""
     options = ["eval.samples=100", "eval.repeat=true", "eval.bootstrap=5"]
     measured = [m for m in Metric if m not in (Metric.fd, Metric.fd_dinov2, Metric.cmmd, Metric.preference)]
     alone = evaluate(trained, [m.value for m in measured], overrides=options)
@@ -148,9 +148,9 @@ def test_torchrun_gives_the_numbers_of_one_process_however_far_it_had_come(train
     for path in [*images[2:], *(trained / "eval").glob("*.json"), *features]:
         path.unlink()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m", "eval.all"]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
-        [*command, f"ckpt={trained}", *options, "sampling.batch_size=3", "validation.batch_size=3"],
+        [*command, f"ckpt={trained}", *options, "sampling.batch_size=3"],
         env=environment,
         capture_output=True,
         text=True,

@@ -53,7 +53,7 @@ def test_all_runs_are_asked_the_same(nano):
 @pytest.mark.parametrize("whole", [False, True])
 def test_batch_size_changes_no_bit(nano, whole, monkeypatch):
     tokens = (nano().crop.size // (nano().autoencoder.factor * nano().model.patch)) ** 2
-    monkeypatch.setattr(batching, "TOKENS", 3 * tokens)
+    monkeypatch.setattr(batching, "CPU_TOKENS", 3 * tokens)
     found = {}
     for size in (1, 3, 4, 5, 64):
         model, validation, _ = measure(nano("validation.whole=true", "validation.samples=8", f"validation.batch_size={size}"))
