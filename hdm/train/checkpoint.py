@@ -4,14 +4,18 @@
 
 Everything is written into a hidden sibling folder and forced to the disk; state.json comes last and holds the size and digest of
 every file; then the folder is renamed into place. Whatever kills the process, no earlier checkpoint is touched.
+
+torch.distributed.checkpoint copies and writes them beside the training, and reads them into any number of processes (storage.py).
 """
 
+import concurrent.futures
 import json
 import os
 import shutil
 import sys
-import threading
+import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,18 +23,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.tensor import DTensor
 
 from hdm.config.compose import from_flat
 from hdm.config.errors import CheckpointError, ConfigError
 from hdm.config.schema import RunConfig
 from hdm.files import sha256
 from hdm.model.backbone import Architecture, Backbone
-from hdm.train import snapshots
-from hdm.train.parallel import placed
+from hdm.train import snapshots, storage
+from hdm.train.parallel import World
+from hdm.train.storage import Shape
 
 FORMAT = 1
+OTHER_VERSION = "it was written by another version; start a new run with another name="
 _WEIGHTS = {"ema": ("ema-power", "ema-decay", "model"), "raw": ("model",), "ema_decay": ("ema-decay",)}
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -52,16 +64,18 @@ class Loaded:
 
 
 class Writer:
-    """Writes the checkpoints of a run from a thread: training waits for a copy of the tensors, not for the disk.
+    """Writes the checkpoints of a run beside the training, which waits for a copy of the tensors, not for the disk.
 
     Used as a context, which ends when the last one is written. An error shows at the next checkpoint, or at the end.
     """
 
-    def __init__(self, newest: Path | None) -> None:
-        self.newest = newest
-        self._copies: dict[tuple[str, str], Tensor] = {}
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+    def __init__(self, newest: Path | None, world: World | None = None) -> None:
+        """`newest` is the checkpoint that the run goes on from. The processes of `world` together write what is spread."""
+        self.newest, self.world = newest, world or World()
+        self._pending: tuple[Future[Any], Path, int] | None = None
+        gpu = torch.cuda.is_available()
+        options = StagingOptions(use_pinned_memory=gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=gpu)
+        self._copies = DefaultStager(options)  # in memory of the host that is kept from one checkpoint to the next
 
     def __enter__(self) -> "Writer":
         return self
@@ -69,63 +83,79 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.wait()
-        elif self._thread is not None and kind is not KeyboardInterrupt:
-            self._thread.join()
+        elif self._pending is not None and kind is not KeyboardInterrupt:
+            concurrent.futures.wait([self._pending[0]])
+        self._copies.close()
 
-    def submit(self, folder: Path, *, tensors: Tensors, **options: Any) -> None:
-        """`save`, soon: the tensors may change when this returns. Raises CheckpointError when the one before could not be saved."""
+    def submit(
+        self, folder: Path, *, samples: int, tensors: Tensors, state: Mapping[str, Any], keep: int, milestone: bool = False
+    ) -> None:
+        """`save`, soon: the tensors may change when this returns; all processes must ask.
+
+        Raises CheckpointError when the checkpoint before could not be saved.
+        """
         self.wait()
-        copies = {stem: {name: self._copy(stem, name, tensor) for name, tensor in group.items()} for stem, group in tensors.items()}
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        state_dict, everything = _state_dict(tensors)
+        together = any(isinstance(tensor, DTensor) for tensor in everything)
+        if not (self.world.main or together):
+            return
+        target = folder / "checkpoints" / name_at(samples)
 
-        def work() -> None:
-            try:
-                self.newest = save(folder, tensors=copies, **options)
-            except BaseException as error:
-                self._error = error
+        def seal() -> None:
+            _seal(target, {**state, "milestone": milestone})
+            _prune(target, keep)
 
-        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
-        self._thread.start()
+        _quiet()
+        saved = async_save(
+            state_dict,
+            storage_writer=storage.Writer(_partial(target), tensors, seal),
+            planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True),  # what all have, the first one writes
+            process_group=self.world.saving,
+            async_stager=self._copies,
+            no_dist=not together,
+        )
+        assert isinstance(saved, Future)
+        self._pending = saved, target, sum(tensor.nbytes for tensor in everything)
 
     def wait(self) -> None:
         """Return when everything is on the disk. Raises CheckpointError when it could not be saved."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        if self._pending is None:
+            return
+        saved, target, size = self._pending
+        self._pending = None
+        try:
+            saved.result()
+        except CheckpointException as failure:
+            error = next(iter(failure.failures.values()))[0]
+            if not isinstance(error, OSError):
+                raise error from None
+            if self.world.main:
+                shutil.rmtree(_partial(target), ignore_errors=True)
+            raise CheckpointError(_unsaved(target, size, error)) from None
+        self.newest = target
 
-    def _copy(self, stem: str, name: str, tensor: Tensor) -> Tensor:
-        """The tensor in memory of the host that is kept from one checkpoint to the next."""
-        tensor = tensor.detach()
-        copy = self._copies.get((stem, name))
-        if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
-            self._copies[stem, name] = copy
-        return copy.copy_(tensor, non_blocking=True)
 
-
-def save(folder: Path, *, samples: int, tensors: Tensors, state: Mapping[str, Any], keep: int, milestone: bool = False) -> Path:
+def save(folder: Path, **options: Any) -> Path:
     """Write `tensors` (file stem -> name -> tensor) and `state` as the checkpoint of run `folder` at `samples`; drop old ones.
 
-    Keeps the `keep` newest, the one of the initial weights, and those that were saved as a `milestone`. Raises CheckpointError when
-    the disk is full or not writable; the checkpoints that are there stay as they are.
+    Options are those of `Writer.submit`. Keeps the `keep` newest, the one of the initial weights, and those that were saved as a
+    `milestone`. Raises CheckpointError when the disk is full or not writable; the checkpoints that are there stay as they are.
     """
-    target = folder / "checkpoints" / name_at(samples)
-    temporary = target.with_name(f".{target.name}.partial")
-    try:
-        _write(temporary, tensors, {**state, "milestone": milestone})
-        if target.exists():  # a damaged one that was passed over
-            shutil.rmtree(target)
-        temporary.rename(target)
-        _sync(target.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(_unsaved(target, tensors, error)) from None
-    _prune(target, keep)
-    return target
+    with Writer(None) as writer:
+        writer.submit(folder, **options)
+    assert writer.newest is not None
+    return writer.newest
+
+
+def _state_dict(tensors: Tensors) -> tuple[dict[str, Any], list[Tensor]]:
+    """`tensors` as torch.distributed.checkpoint takes them, without gradients and without files that have none; and all of them."""
+    found = {file: {name: tensor.detach() for name, tensor in group.items()} for file, group in tensors.items() if group}
+    return found, [tensor for group in found.values() for tensor in group.values()]
+
+
+def _quiet() -> None:
+    """torch.distributed.checkpoint says that a single process is one, every time."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 def name_at(samples: int) -> str:
@@ -133,20 +163,24 @@ def name_at(samples: int) -> str:
     return f"samples-{samples:09d}"
 
 
-def _write(folder: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    files = {}
-    for stem, group in tensors.items():
-        path = folder / f"{stem}.safetensors"
-        save_file({name: tensor.detach().contiguous() for name, tensor in group.items()}, path)
-        path.chmod(0o644)  # safetensors makes it private
-        _sync(path)
+def _partial(target: Path) -> Path:
+    """The folder that becomes checkpoint `target`."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def _seal(target: Path, state: Mapping[str, Any]) -> None:
+    """Complete the files of a checkpoint with state.json, and put them in their place for good."""
+    partial, files = _partial(target), {}
+    for path in sorted(partial.glob("*.safetensors")):
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    path = folder / "state.json"
+    path = partial / "state.json"
     path.write_text(json.dumps({"format": FORMAT, **state, "files": files}, indent=1), encoding="utf-8")
     _sync(path)
-    _sync(folder)
+    _sync(partial)
+    if target.exists():  # a damaged one that was passed over
+        shutil.rmtree(target)
+    partial.rename(target)
+    _sync(target.parent)
 
 
 def _prune(newest: Path, keep: int) -> None:
@@ -166,13 +200,11 @@ def _is_milestone(path: Path) -> bool:
         return False
 
 
-def _unsaved(target: Path, tensors: Tensors, error: Exception) -> str:
-    size = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()) / 1e6
-    reason = str(error).split("I/O error: ")[-1].split(" (os error")[0]
+def _unsaved(target: Path, size: int, error: OSError) -> str:
     earlier = [p.name for p in _folders(target.parent) if _samples(p) < _samples(target)]
     return (
-        f"{target}: cannot be saved: {reason}; it needs {size:,.0f} MB. Free some space and give the same command again;"
-        f" it continues from {earlier[-1] if earlier else 'the beginning'}"
+        f"{target}: cannot be saved: {error.strerror or error}; it needs {size / 1e6:,.0f} MB. Free some space and give the same"
+        f" command again; it continues from {earlier[-1] if earlier else 'the beginning'}"
     )
 
 
@@ -234,22 +266,59 @@ def read_tensors(path: Path, stem: str, *, device: torch.device | str = "cpu") -
     try:
         return load_file(file, device=str(device))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: not readable: {' '.join(str(error).split())}; use another checkpoint") from None
+        raise CheckpointError(_unreadable(file, error)) from None
+
+
+def read_layout(path: Path, stem: str) -> dict[str, storage.Stored]:
+    """Types and shapes of the tensors of one file of checkpoint `path`."""
+    file = path / f"{stem}.safetensors"
+    try:
+        return storage.layout(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(_unreadable(file, error)) from None
+
+
+def read_into(path: Path, tensors: Tensors, *, world: World) -> None:
+    """Fill `tensors` (file stem -> name -> tensor, of which each process may hold a part) from checkpoint `path`.
+
+    All processes must ask, however many wrote it. Raises CheckpointError for a file that lacks one or cannot be read.
+    """
+    for stem, group in tensors.items():
+        stored = read_layout(path, stem)
+        for name, tensor in group.items():
+            if name not in stored or stored[name].shape != tuple(tensor.shape):
+                wanted = f"'{name}' of shape {tuple(tensor.shape)}"
+                raise CheckpointError(f"{path / stem}.safetensors: has no tensor {wanted}; {OTHER_VERSION}")
+    _quiet()
+    state_dict, _ = _state_dict(tensors)
+    try:
+        load(state_dict, storage_reader=storage.Reader(path, tensors), process_group=world.control, no_dist=world.size == 1)
+    except CheckpointException as failure:
+        error = next(iter(failure.failures.values()))[0]
+        raise CheckpointError(_unreadable(path, error)) from None
+
+
+def _unreadable(path: Path, error: BaseException) -> str:
+    return f"{path}: not readable: {' '.join(str(error).split())}; use another checkpoint"
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path) -> None:
     """Copy `tensors` into `model`. Raises CheckpointError naming the first tensor that is missing, unknown or of another shape."""
-    own = model.state_dict()
+    check_weights(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, source=source)
+    model.load_state_dict(tensors)
+
+
+def check_weights(model: nn.Module, shapes: Mapping[str, Shape], *, source: Path) -> None:
+    """Raise CheckpointError for the first tensor of `shapes` that `model` lacks or has in another one, or that is missing there."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     remedy = "the file is of another architecture; load it with the configuration that wrote it (config.json of its run)"
-    for name in [*own, *tensors]:
-        if name not in tensors:
+    for name in [*own, *shapes]:
+        if name not in shapes:
             raise CheckpointError(f"{source}: has no tensor '{name}', which the network has; {remedy}")
         if name not in own:
             raise CheckpointError(f"{source}: holds tensor '{name}', which the network does not have; {remedy}")
-        if own[name].shape != tensors[name].shape:
-            shapes = f"{tuple(tensors[name].shape)} there and {tuple(own[name].shape)} in the network"
-            raise CheckpointError(f"{source}: '{name}' has shape {shapes}; {remedy}")
-    model.load_state_dict({name: placed(tensor, own[name]) for name, tensor in tensors.items()})
+        if own[name] != shapes[name]:
+            raise CheckpointError(f"{source}: '{name}' has shape {shapes[name]} there and {own[name]} in the network; {remedy}")
 
 
 def load_model(path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> Loaded:

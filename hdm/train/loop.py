@@ -48,7 +48,7 @@ def train(run: RunConfig, folder: Path, recorder: Recorder, *, evaluate: Evaluat
             _same_network(todo)
         require_caches([stage.run for stage in todo], here.device)
         start: Path | None = here.gathered(latest(folder) if here.main else None)[0]
-        with Writer(start) as writer:
+        with Writer(start, here) as writer:
             for stage in todo:
                 if start is not None and stage.end is not None and not stage.last and _samples(start) >= stage.end:
                     continue
@@ -89,7 +89,7 @@ def _train(
     data = {"training": shards.digest, "validation": held_out.digest}
     state = TrainState.initial(run, network, data=data, alignment=alignment)
     if start is not None:
-        state.restore(start, stage=stage.number, moments=stage.moments)
+        state.restore(start, world=here, stage=stage.number, moments=stage.moments)
     clock, optimizer, model = state.clock, state.optimizer, replicated(network, run.parallel, here)
     validation = Validation(run, held_out, examples, objective, world=here)
     grid = SampleGrid(run, held_out, examples, network, world=here)

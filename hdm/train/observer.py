@@ -180,9 +180,7 @@ class Observer:
         self._read()  # never save behind a loss that nobody has looked at
         milestone = milestone or (self.stage.over(self.state.clock) and not self.stage.last)
         if self._saved != self.state.name:
-            self.state.save(
-                self.folder, self.run, writer=self.writer, world=self.world, stage=self.stage.number, milestone=milestone
-            )
+            self.state.save(self.folder, self.run, writer=self.writer, stage=self.stage.number, milestone=milestone)
             self._saved = self.state.name
         return self.folder / "checkpoints" / self._saved
 

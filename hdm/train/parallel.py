@@ -2,10 +2,10 @@
 
 Processes are started by torchrun, or by anything else that sets its variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
 MASTER_PORT). Each takes an equal part of every micro-batch, so the global batch, its samples and their draws are those of one
-process; gradients are averages over all. Process 0 alone writes.
+process; gradients are averages over all. Process 0 writes, and of tensors that are spread each process its part.
 
 DDP: every process holds the whole network. FSDP2 (`fully_shard`): weights, gradients, averages and moments are split over the
-processes, block by block; tensors are then DTensors, which `whole` gathers and `placed` spreads.
+processes, block by block; tensors are then DTensors, which `whole` gathers.
 """
 
 import os
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from hdm.config.check import require
 from hdm.config.errors import ConfigError, LostProcess
@@ -32,12 +32,16 @@ from hdm.model.block import Block
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes that train one run together; `rank` is this one. `control` is their group for words between hosts."""
+    """The processes that train one run together; `rank` is this one.
+
+    `control` is their group for words between hosts, `saving` that of what is written beside the training.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
     control: Any = None
+    saving: Any = None
 
     @property
     def main(self) -> bool:
@@ -104,7 +108,8 @@ def world(run: RunConfig, device: torch.device) -> Iterator[World]:
     try:
         # waiting for a word from the hosts must not wait for the accelerators
         control = dist.new_group(backend="gloo", timeout=patience)
-        yield World(rank=rank, size=size, device=device, control=control)
+        saving = dist.new_group(backend="gloo", timeout=patience)
+        yield World(rank=rank, size=size, device=device, control=control, saving=saving)
     finally:
         dist.destroy_process_group()
 
@@ -231,14 +236,6 @@ def whole(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor`, which every process has whole, spread and placed as `like` is."""
-    tensor = tensor.to(like.device)
-    if isinstance(like, DTensor) and tensor.shape == like.shape:
-        return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
-    return tensor
 
 
 def check_optimizer(run: RunConfig) -> None:

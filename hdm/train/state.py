@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from hdm.config.axes import OPTIMIZER
@@ -13,11 +14,10 @@ from hdm.config.schema import Moments, RunConfig
 from hdm.model.backbone import Backbone
 from hdm.train import checkpoint
 from hdm.train.budget import Clock
+from hdm.train.checkpoint import OTHER_VERSION
 from hdm.train.ema import Averages
 from hdm.train.optimizer import Optimizer
-from hdm.train.parallel import World, placed, whole
-
-_REMEDY = "it was written by another version; start a new run with another name="
+from hdm.train.parallel import World
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,10 +50,8 @@ class TrainState:
         """The name of the checkpoint of this moment."""
         return checkpoint.name_at(self.clock.samples)
 
-    def save(
-        self, folder: Path, run: RunConfig, *, writer: checkpoint.Writer, world: World, stage: int = 0, milestone: bool = False
-    ) -> None:
-        """Have the checkpoint of this moment written into run `folder`; all processes must ask, and the first one writes.
+    def save(self, folder: Path, run: RunConfig, *, writer: checkpoint.Writer, stage: int = 0, milestone: bool = False) -> None:
+        """Have the checkpoint of this moment written into run `folder`; all processes must ask.
 
         `stage` is the one that was trained last; a `milestone` is kept for good.
         """
@@ -62,19 +60,14 @@ class TrainState:
         groups = {"model": weights, **averages, "optimizer": self._moments()}
         if has_parameters(self.alignment):
             groups["alignment"] = self.alignment.state_dict()
-        tensors: dict[str, dict[str, Tensor]] = {stem: {} for stem in groups}
-        for stem, group in groups.items():
-            for name, tensor in group.items():
-                gathered = whole(tensor)
-                if world.main:
-                    tensors[stem][name] = gathered if gathered is tensor else gathered.cpu()
-        if world.main:
-            clock, keep = asdict(self.clock), run.train.keep_checkpoints
-            state = {**clock, "stage": stage, "skipped": self.skipped, "data": self.data, "config": flatten(run)}
-            writer.submit(folder, samples=self.clock.samples, tensors=tensors, state=state, keep=keep, milestone=milestone)
+        clock, keep = asdict(self.clock), run.train.keep_checkpoints
+        state = {**clock, "stage": stage, "skipped": self.skipped, "data": self.data, "config": flatten(run)}
+        writer.submit(folder, samples=self.clock.samples, tensors=groups, state=state, keep=keep, milestone=milestone)
 
-    def restore(self, path: Path, *, stage: int = 0, moments: Moments = Moments.keep) -> None:
-        """Become the state that checkpoint `path` holds. Raises CheckpointError when it does not fit, DataError for other data.
+    def restore(self, path: Path, *, world: World, stage: int = 0, moments: Moments = Moments.keep) -> None:
+        """Become the state that checkpoint `path` holds, however many processes wrote it; all must ask.
+
+        Raises CheckpointError when it does not fit, DataError for other data.
 
         Where it was saved at the end of the stage before `stage`, the optimizer's state is left out unless `moments` says keep.
         """
@@ -87,16 +80,18 @@ class TrainState:
                     f"{path}: the {split} data have changed since (digest {str(then)[:8]} then, {digest[:8]} now);"
                     " put them back, or start a new run with another name="
                 )
-        checkpoint.load_weights(self.model, checkpoint.read_tensors(path, "model"), source=path / "model.safetensors")
-        if has_parameters(self.alignment):
-            source = path / "alignment.safetensors"
-            checkpoint.load_weights(self.alignment, checkpoint.read_tensors(path, "alignment"), source=source)
+        tensors: dict[str, Mapping[str, Tensor]] = {}
+        for stem, module in (("model", self.model), ("alignment", self.alignment)):
+            if has_parameters(module):
+                stored = checkpoint.read_layout(path, stem)
+                shapes = {name: tensor.shape for name, tensor in stored.items()}
+                checkpoint.check_weights(module, shapes, source=path / f"{stem}.safetensors")
+                tensors[stem] = module.state_dict()
         for name, own in self.averages.tensors.items():
-            stored = checkpoint.read_tensors(path, f"ema-{name}")
-            for key, tensor in zip(self.averages.names, own, strict=True):
-                tensor.copy_(placed(_take(stored, key, path / f"ema-{name}.safetensors"), tensor))
+            tensors[f"ema-{name}"] = dict(zip(self.averages.names, own, strict=True))
         if not begins or moments is Moments.keep:
-            self._restore_moments(checkpoint.read_tensors(path, "optimizer"), path / "optimizer.safetensors")
+            tensors["optimizer"] = self._room_for_moments(path)
+        checkpoint.read_into(path, tensors, world=world)
         self.optimizer.reloaded()
         self.clock = Clock(**{name: state[name] for name in asdict(self.clock)})
         self.skipped = state["skipped"]
@@ -114,22 +109,22 @@ class TrainState:
             for entry, tensor in entries.items()
         }
 
-    def _restore_moments(self, stored: Mapping[str, Tensor], source: Path) -> None:
+    def _room_for_moments(self, path: Path) -> dict[str, Tensor]:
+        """Make the optimizer's state anew with the entries that checkpoint `path` has, to be filled from there."""
         parameters = self._parameters()
         self.optimizer.state.clear()
-        for key, tensor in stored.items():
+        for key, stored in checkpoint.read_layout(path, "optimizer").items():
             name, _, entry = key.rpartition("/")
             if name not in parameters:
-                raise CheckpointError(f"{source}: holds moments of '{name}', which the network does not have; {_REMEDY}")
-            self.optimizer.state.setdefault(parameters[name], {})[entry] = placed(tensor, parameters[name])
+                source = path / "optimizer.safetensors"
+                raise CheckpointError(f"{source}: holds moments of '{name}', which the network does not have; {OTHER_VERSION}")
+            own, dtype = parameters[name].detach(), stored.dtype
+            alike = stored.shape == tuple(own.shape)  # then it is spread over the processes as the parameter is
+            room = torch.empty_like(own, dtype=dtype) if alike else torch.empty(stored.shape, dtype=dtype, device=own.device)
+            self.optimizer.state.setdefault(parameters[name], {})[entry] = room
+        return self._moments()
 
 
 def has_parameters(module: nn.Module) -> bool:
     """Whether `module` has anything to train."""
     return next(module.parameters(), None) is not None
-
-
-def _take(tensors: Mapping[str, Tensor], key: str, source: Path) -> Tensor:
-    if key not in tensors:
-        raise CheckpointError(f"{source}: has no tensor '{key}'; {_REMEDY}")
-    return tensors[key]
