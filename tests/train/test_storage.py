@@ -1,16 +1,27 @@
 """Parts of tensors in shared safetensors files."""
 
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from parts_run import WHOLE
 from safetensors.torch import load_file, save_file
 
 from hdm.config.errors import CheckpointError
-from hdm.train.checkpoint import Writer, read_into, save
+from hdm.train.checkpoint import Writer, damage, latest, read_into, save
 from hdm.train.parallel import World
 from hdm.train.storage import _DTYPES, Stored, layout, runs
+
+HERE = Path(__file__).parent
 
 
 @st.composite
@@ -87,3 +98,52 @@ def test_tensors_are_filled_in_place(tmp_path):
     (path / "ema.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match=r"ema.safetensors: not readable: .*use another checkpoint"):
         read_into(path, {"ema": room}, world=World())
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def two_processes(folder, ending):
+    """What each of them says at the end; None of one that was killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, HERE / "parts_run.py", str(folder), ending],
+            env={**environment, "RANK": str(rank), "MASTER_PORT": str(port)},
+        )
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.wait(timeout=120)
+    paths = [folder / f"said-{rank}" for rank in (0, 1)]
+    return [path.read_text() if path.exists() else None for path in paths]
+
+
+def test_each_process_writes_and_reads_its_own_parts(tmp_path):
+    """In the files that one process would write; and what is saved may change at once."""
+    first, second = (json.loads(said) for said in two_processes(tmp_path, "saved"))
+    assert first == [
+        "model.all[0]", "model.columns[0, 0, 0]", "model.one[0, 0]", "model.plain[]", "model.rows[0, 0]"
+    ]  # fmt: skip
+    assert [part for part in second if "one" not in part] == ["model.columns[0, 2, 0]", "model.rows[3, 0]"]
+    save_file({**WHOLE, "plain": torch.tensor(3)}, tmp_path / "theirs.safetensors")
+    path = tmp_path / "checkpoints" / "samples-000000008"
+    assert damage(path) is None
+    assert (path / "model.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    assert load_file(path / "optimizer.safetensors") == {}
+
+
+def test_a_disk_that_is_full_for_one_process_is_said_by_both(tmp_path):
+    for said in two_processes(tmp_path, "full"):
+        assert re.fullmatch(r"CheckpointError: .*samples-000000008: cannot be saved: File too large; it needs 0 MB\. .*", said)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_process_that_dies_while_it_writes_is_missed_and_leaves_no_checkpoint(tmp_path):
+    first, second = two_processes(tmp_path, "killed")
+    assert second is None
+    assert first.startswith("LostProcess: another process of this run is gone")
+    assert latest(tmp_path) is None
