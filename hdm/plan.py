@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hdm.config import compat
 from hdm.config.identity import label
@@ -68,11 +69,12 @@ def plan(run: RunConfig) -> Plan:
         part = name.split(".")[0]
         parameters[part] = parameters.get(part, 0) + parameter.numel()
     total = sum(parameters.values())
-    stages = [_stage(own, name, length, total) for own, name, length in _staged(run)]
+    encoders = _Encoders()
+    stages = [_stage(own, name, length, total, encoders) for own, name, length in _staged(run)]
     return Plan(parameters=parameters, stages=stages)
 
 
-def _stage(run: RunConfig, name: str, length: int | None, parameters: int) -> StagePlan:
+def _stage(run: RunConfig, name: str, length: int | None, parameters: int, encoders: "_Encoders") -> StagePlan:
     """`run` in numbers, as a stage of `length` steps; None: as long as its budget."""
     from hdm.model import Architecture
     from hdm.model.flops import count_flops
@@ -95,9 +97,9 @@ def _stage(run: RunConfig, name: str, length: int | None, parameters: int) -> St
         steps=steps,
         samples=None if steps is None else steps * batch,
         forward=forward,
-        forward_unrouted=count_flops(architecture, grid=(side, side), text_tokens=text, rate=0.0),
+        forward_unrouted=forward if rate == 0 else count_flops(architecture, grid=(side, side), text_tokens=text, rate=0.0),
         train=(4 if run.model.gradient_checkpointing else 3) * forward,
-        encoders=_encoders(run, run.crop.size, text),
+        encoders=encoders.flops(run, run.crop.size, text),
         memory=_states(run, parameters)
         + saved_bytes(architecture, batch=per_device, grid=(side, side), text_tokens=text, rate=rate),
     )
@@ -142,12 +144,25 @@ def _budgeted(run: RunConfig, forward: int) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _encoders(run: RunConfig, size: int, text_tokens: int) -> int | None:
-    """FLOPs of one caption through the text encoder and one image through the autoencoder; None when either is not known."""
-    from hdm.conditioning.cost import autoencoder_flops, text_encoder_flops
+class _Encoders:
+    """The frozen networks of the stages, of which each is counted once for a length or size."""
 
-    parts = (text_encoder_flops(run.text_encoder, text_tokens), autoencoder_flops(run.autoencoder, size))
-    return None if None in parts else sum(part for part in parts if part is not None)
+    def __init__(self) -> None:
+        self._known: dict[str, int | None] = {}
+
+    def flops(self, run: RunConfig, size: int, text_tokens: int) -> int | None:
+        """Of one caption through the text encoder and one image through the autoencoder; None when either is not known."""
+        from hdm.conditioning.cost import autoencoder_flops, text_encoder_flops
+
+        text = self._once(text_encoder_flops, run.text_encoder, text_tokens)
+        image = self._once(autoencoder_flops, run.autoencoder, size)
+        return None if text is None or image is None else text + image
+
+    def _once(self, count: Callable[[Any, int], int | None], config: Any, size: int) -> int | None:
+        key = f"{config!r} {size}"
+        if key not in self._known:
+            self._known[key] = count(config, size)
+        return self._known[key]
 
 
 def _states(run: RunConfig, parameters: int) -> int:

@@ -202,9 +202,11 @@ def _is_milestone(path: Path) -> bool:
 
 def _unsaved(target: Path, size: int, error: OSError) -> str:
     earlier = [p.name for p in _folders(target.parent) if _samples(p) < _samples(target)]
+    elsewhere = isinstance(error, FileNotFoundError)  # on a host of another process
+    remedy = "Put the run folder where every process sees it" if elsewhere else "Free some space"
     return (
-        f"{target}: cannot be saved: {error.strerror or error}; it needs {size / 1e6:,.0f} MB. Free some space and give the same"
-        f" command again; it continues from {earlier[-1] if earlier else 'the beginning'}"
+        f"{target}: cannot be saved: {error.strerror or error}; it needs {size / 1e6:,.0f} MB. {remedy} and give the same command"
+        f" again; it continues from {earlier[-1] if earlier else 'the beginning'}"
     )
 
 

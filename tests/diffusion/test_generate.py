@@ -150,7 +150,7 @@ def test_batch_size_changes_no_bit(chosen, monkeypatch):
 
     whole, looked = draw(64)
     assert (set(looked) <= {5, 10, 2, 4} and {5, 2} & set(looked)) or {10, 4} <= set(looked)
-    for size in (1, 2, 5, 6, 7, 16, 17, 18, 1000):
+    for size in (1, 7, 1000):
         images, again = draw(size)
         assert torch.equal(images, whole), size
         assert again == looked, size

@@ -45,6 +45,8 @@ def main(folder: Path, ending: str) -> str:
         return put(file, item, *args)
 
     storage._put = counted
+    if ending == "elsewhere" and rank == 1:
+        folder = folder / "of another host"
     if ending == "full" and rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8, resource.RLIM_INFINITY))
     try:

@@ -142,6 +142,14 @@ def test_a_disk_that_is_full_for_one_process_is_said_by_both(tmp_path):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_a_folder_that_only_one_process_sees(tmp_path):
+    first, second = two_processes(tmp_path, "elsewhere")
+    words = "cannot be saved: No such file or directory; it needs 0 MB. Put the run folder where every process sees it and give"
+    assert words in first
+    assert words in second
+    assert latest(tmp_path) is None
+
+
 def test_a_process_that_dies_while_it_writes_is_missed_and_leaves_no_checkpoint(tmp_path):
     first, second = two_processes(tmp_path, "killed")
     assert second is None
