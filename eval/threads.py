@@ -2,7 +2,7 @@
 
 Libraries split a sum over their threads, and another number of threads rounds it differently; torchrun leaves each of its processes
 a single one. So every pass of a network, every matrix product and decomposition of an evaluation runs in one thread, and cores are
-kept busy by several pieces at once: groups of images, batches of features, blocks of distances. Their sizes are fixed, and results
+kept busy by several pieces at once: passes of images, batches of features, blocks of distances. Their sizes are fixed, and results
 come in order.
 """
 

@@ -125,7 +125,8 @@ class Validation:
         wanted, read = self.run.validation, whole_batches if whole else validation_batches
         side = self.run.crop.size // (self.run.autoencoder.factor * self.run.model.patch)
         per_pass = images_per_pass((side, side), self.examples.device)  # whole images have about as many tokens
-        held = whole_passes(wanted.batch_size, per_pass)
+        # several processes take turns by the pass, as many for each: a forward pass of FSDP2 is one of all of them
+        held = whole_passes(wanted.batch_size, per_pass) if self.world.size == 1 else per_pass
         for batch in read(self.run, self.shards, samples=wanted.samples, batch_size=held, part=self.world.part):
             for some in (batch.rows(rows) for rows in passes(range(len(batch)), per_pass)):
                 images = _Images(

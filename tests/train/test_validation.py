@@ -13,6 +13,7 @@ from hdm.model import Architecture, build
 from hdm.model.backbone import Condition
 from hdm.train.ema import Averages
 from hdm.train.examples import Examples
+from hdm.train.parallel import World
 from hdm.train.validation import Validation
 
 
@@ -60,6 +61,24 @@ def test_batch_size_changes_no_bit(nano, monkeypatch):
         found[size] = metrics, [[len(some.index) for some in kept] for kept in (validation._images, validation._whole)]
     assert found[64][1][0] == [3, 3, 2]
     assert found[1] == found[4] == found[64]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_processes_pass_equally_often(nano, whole, monkeypatch):
+    """A forward pass of FSDP2 waits for all: of 8 images, in passes of 3 and batches of 6, none has one more than the others."""
+    tokens = (nano().crop.size // (nano().autoencoder.factor * nano().model.patch)) ** 2
+    monkeypatch.setattr(batching, "CPU_TOKENS", 3 * tokens)
+    run = nano("validation.whole=true", "validation.samples=8", "validation.batch_size=6")
+    model = build(Architecture.of(run), seed=0)
+    shards, examples = DATA.build(run.data).open(Path(run.datasets), "val"), Examples(run, torch.device("cpu"))
+
+    def seen(world):
+        validation = Validation(run, shards, examples, OBJECTIVE.build(run.objective), world=world)
+        return [images.index for images in validation._encoded(model, whole)]
+
+    parts, alone = [seen(World(rank=rank, size=2)) for rank in (0, 1)], seen(World())
+    assert len(parts[0]) == len(parts[1])
+    assert {tuple(index) for part in parts for index in part} == {tuple(index) for index in alone}
 
 
 def test_bins_are_quarters_of_the_law_and_average_to_the_whole(nano):
